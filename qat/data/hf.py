@@ -1,0 +1,295 @@
+"""Hugging Face data: an image data set by its hub name, or from local parquet files; needs the extra `hf`.
+
+    path                          splits
+    uoft-cs/cifar10               as published
+    folder with *.parquet         by file name: train*.parquet with validation*.parquet or test*.parquet
+    file.parquet                  one; take slices of it, `train[:80%]` and `train[80%:]`
+
+Images are decoded when they are first asked for; small ones are kept as pixels, so that an epoch decodes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from qat.data.augmentation import Augmentation
+from qat.data.base import ImageData, Splits
+from qat.data.checks import at_least, member
+from qat.data.images import ImageBatches, decoding, input_shape, rgb
+from qat.data.normalization import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, Normalization
+from qat.errors import ConfigError, DataError
+
+try:
+    import datasets
+except ImportError as error:
+    raise ConfigError(
+        "data=hf needs the package `datasets`: run `uv sync --extra hf` or `pip install 'qat[hf]'`"
+    ) from error
+
+VAL_SPLITS = ("validation", "valid", "val", "test")  # in order of preference: a published test split may lack labels
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels")
+INTEGER = re.compile(r"u?int\d+")  # of pyarrow's type names
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+DECODER = datasets.Image()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One split of a data set.
+
+    Attributes:
+        rows: Its rows.
+        where: Its name, as the reader of an error message would look for it.
+    """
+
+    rows: datasets.Dataset
+    where: str
+
+    def require(self, column: str, key: str) -> str:
+        """`column`, if there is one."""
+        if column not in self.rows.column_names:
+            raise DataError(
+                f"{self.where} has no column {column!r} for data.{key}. Columns: {', '.join(self.rows.column_names)}"
+            )
+        return column
+
+    def encoded(self, column: str) -> datasets.Dataset:
+        """The images of `column` as {bytes, path}, not decoded."""
+        feature = self.rows.features[column]
+        stored = isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()  # parquet from another program
+        if not (isinstance(feature, datasets.Image) or stored or getattr(feature, "dtype", None) == "binary"):
+            raise DataError(f"column {column!r} of {self.where} holds {feature}, not images: set data.image_column")
+        return self.rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def native_size(self, column: str) -> tuple[int, int]:
+        """(H, W) of the first image."""
+        if not len(self.rows):
+            raise DataError(f"{self.where} is empty: need at least one image")
+        with decoding(f"row 0 of {self.where}"):
+            image = DECODER.decode_example(self.encoded(column)[0][column])
+        return image.height, image.width
+
+    def labels(self, column: str) -> Tensor:
+        """The integers of `column`, int64 [rows]."""
+        feature = self.rows.features[self.require(column, "label_column")]
+        if not isinstance(feature, datasets.ClassLabel) and not INTEGER.fullmatch(str(getattr(feature, "dtype", ""))):
+            raise DataError(
+                f"column {column!r} of {self.where} holds {feature}, need integers or a ClassLabel: set "
+                f"data.label_column, or store it with class_encode_column({column!r})"
+            )
+        values = self.rows.select_columns([column]).with_format("arrow")[:].column(column)
+        if values.null_count:
+            raise DataError(f"{self.where} has {values.null_count} rows without a label in column {column!r}")
+        return torch.from_numpy(values.to_numpy().astype(np.int64))
+
+    def class_names(self, column: str, labels: Tensor) -> tuple[str, ...]:
+        """The names that `column` carries; without names the numbers, which must leave no gap."""
+        feature = self.rows.features[column]
+        if isinstance(feature, datasets.ClassLabel):
+            return tuple(feature.names)
+        found = labels.unique().tolist()
+        if found != list(range(len(found))):
+            raise DataError(
+                f"labels of {self.where} must be 0, 1, 2 ... without a gap, found {found[:10]}: number them anew or "
+                "store them as a ClassLabel"
+            )
+        return tuple(str(label) for label in found)
+
+
+class RowReader:
+    """Decodes the images of a split.
+
+    Args:
+        table: The split.
+        column: Its images.
+        size: Height and width of every image.
+        resize: Bring images to `size`, which is square: shorter side to it, then the centre. Else they must have it.
+        keep: Decode every image once only and keep it, as uint8 pixels.
+    """
+
+    def __init__(self, table: Table, column: str, *, size: tuple[int, int], resize: bool, keep: bool) -> None:
+        self._table = table
+        self._column = column
+        self._cells = table.encoded(column)
+        self._size = size
+        self._transform = v2.Compose([*([v2.Resize(size[0]), v2.CenterCrop(size)] if resize else []), v2.PILToTensor()])
+        self._known = np.zeros(len(table.rows), dtype=bool)
+        self._kept = torch.empty((len(table.rows) if keep else 0, CHANNELS, *size), dtype=torch.uint8)
+
+    def __call__(self, rows: list[int]) -> Tensor:
+        """The pixels of `rows`, uint8 [N, 3, H, W]."""
+        if not len(self._kept):
+            return self._decode(rows)
+        unknown = [row for row in rows if not self._known[row]]
+        if unknown:
+            self._kept[unknown] = self._decode(unknown)
+            self._known[unknown] = True
+        return self._kept[rows]
+
+    def _decode(self, rows: list[int]) -> Tensor:
+        cells = self._cells[rows][self._column]
+        return torch.stack([self._decode_one(row, cell) for row, cell in zip(rows, cells, strict=True)])
+
+    def _decode_one(self, row: int, cell: dict[str, Any]) -> Tensor:
+        where = f"row {row} of {self._table.where}"
+        with decoding(where):
+            pixels: Tensor = self._transform(rgb(DECODER.decode_example(cell)))
+        if tuple(pixels.shape[1:]) != self._size:
+            raise DataError(
+                f"{where} is {_by(pixels.shape[1:])}, the first training image {_by(self._size)} pixels: set "
+                "data.image_size, to which all of them are resized"
+            )
+        return pixels
+
+
+class HuggingFaceData(ImageData):
+    """A Hugging Face image data set.
+
+    Args:
+        path: Hub name, or a local folder or file of parquet.
+        name: Configuration of a hub data set that has several.
+        train_split: Training rows; a slice such as `train[:80%]` too.
+        val_split: Held-out rows; None takes the first of validation, valid, val, test that there is.
+        image_column: None takes the only column of images, or the one named image or img.
+        label_column: None takes the column named label or labels, or the only one with class names.
+        batch_size: Images in a batch.
+        num_workers: Processes that decode; with workers nothing is kept between epochs.
+        seed: Order and augmentation of training images.
+        image_size: Height and width that images are resized and cut to; None is their own, which must be one.
+        augmentation: "none", "crop" (an eighth of the size as padding) or "crop_flip".
+        mean: Of each channel, in 0 .. 1.
+        std: Of each channel, in 0 .. 1.
+        keep_mb: Decoded images are kept in memory if all of them need no more than this; 0 never keeps them.
+        cache_dir: Where the `datasets` package keeps its files; None is its own choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        name: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+        image_size: int | None = None,
+        augmentation: str = Augmentation.CROP_FLIP,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        keep_mb: int = 1024,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        self.path = str(path)
+        self.name = name
+        self.train_split = train_split
+        self.val_split = val_split
+        self.image_column = image_column
+        self.label_column = label_column
+        self.image_size = None if image_size is None else at_least("image_size", image_size, 1)
+        self.augmentation = member(Augmentation, "augmentation", augmentation)
+        self.normalization = Normalization(mean=mean, std=std)
+        self.keep_mb = at_least("keep_mb", keep_mb, 0)
+        self.cache_dir = None if cache_dir is None else str(Path(cache_dir).expanduser())
+
+    def load(self) -> Splits:
+        """Fetch the tables, read the labels, and decode one image for its size."""
+        known = self._read(None)
+        train = self._table(known, self.train_split)
+        val = self._table(known, self.val_split or self._find_val_split(known))
+        image = self._find_image_column(train)
+        label = self._find_label_column(train)
+        labels = train.labels(label)
+        class_names = train.class_names(label, labels)
+        height, width = size = (self.image_size, self.image_size) if self.image_size else train.native_size(image)
+
+        needed = (len(train.rows) + len(val.rows)) * CHANNELS * height * width
+        # each worker would keep a copy of its own
+        keep = self.num_workers == 0 and needed <= self.keep_mb * 2**20
+        readers = [
+            RowReader(table, image, size=size, resize=self.image_size is not None, keep=keep) for table in (train, val)
+        ]
+        return Splits(
+            train=ImageBatches(
+                readers[0], labels, normalization=self.normalization, augment=self.augmentation, seed=self.seed
+            ),
+            calibration=ImageBatches(readers[0], labels, normalization=self.normalization),
+            val=ImageBatches(readers[1], val.labels(label), normalization=self.normalization),
+            class_names=class_names,
+            input_shape=input_shape(height, width),
+        )
+
+    def _table(self, known: datasets.DatasetDict, split: str) -> Table:
+        rows = known[split] if split in known else self._read(split)  # else a slice, or a typing error
+        return Table(rows=rows, where=f"split {split!r} of {self.path}")
+
+    def _find_val_split(self, known: datasets.DatasetDict) -> str:
+        for split in VAL_SPLITS:
+            if split in known and split != self.train_split:
+                return split
+        raise DataError(
+            f"{self.path} has the splits {', '.join(known)}, none of {', '.join(VAL_SPLITS)}: set data.val_split, or "
+            "hold out a part of the training split with data.train_split='train[:80%]' data.val_split='train[80%:]'"
+        )
+
+    def _read(self, split: str | None) -> Any:
+        """The rows of `split`, or a dict of all splits."""
+        local = Path(self.path).expanduser()
+        options: dict[str, Any] = {"name": self.name, "split": split, "cache_dir": self.cache_dir}
+        if local.is_file():
+            source, options["data_files"] = "parquet", str(local)
+        elif local.is_dir() and self.path:
+            source = str(local)
+        elif not HUB_NAME.fullmatch(self.path) or local.suffix == ".parquet":
+            raise DataError(
+                f"data.path: no such file or folder {self.path!r}, and not a name on the Hugging Face hub either "
+                "(owner/name)"
+            )
+        else:
+            source = self.path
+        try:
+            return datasets.load_dataset(source, **options)
+        # no such data set, no network, no data files, a file that is not parquet, an unknown split
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"data.path={self.path} split={split or 'all'} cannot be read ({reason})") from error
+
+    def _find_image_column(self, table: Table) -> str:
+        if self.image_column is not None:
+            return table.require(self.image_column, "image_column")
+        features = table.rows.features
+        images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+        named = [column for column in IMAGE_COLUMNS if column in features]
+        return _choose(images if len(images) == 1 else named, table, "image_column")
+
+    def _find_label_column(self, table: Table) -> str:
+        if self.label_column is not None:
+            return table.require(self.label_column, "label_column")
+        features = table.rows.features
+        classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        named = [column for column in LABEL_COLUMNS if column in features]
+        return _choose(named or (classes if len(classes) == 1 else []), table, "label_column")
+
+
+def _choose(candidates: list[str], table: Table, key: str) -> str:
+    if not candidates:
+        known = ", ".join(table.rows.column_names)
+        raise DataError(f"{table.where}: cannot tell which column is meant, set data.{key} to one of: {known}")
+    return candidates[0]
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in size)

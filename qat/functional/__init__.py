@@ -1,0 +1,1 @@
+"""Pure functions: the arithmetic of quantization, without modules and without state."""

@@ -1,0 +1,85 @@
+"""BatchNorm that ends in a clamping activation and a quantizer: one fused function where that is exact.
+
+With the quantizer switched off the layer is the float BatchNorm and the float activation, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from qat.functional.epilogue import Norm, Quant, norm_act_quant
+from qat.functional.ste import Clamp
+from qat.layers.adopt import adopt
+from qat.quantizers import FakeQuantize, ObservedFakeQuantize
+
+
+class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Mixin for `nn.BatchNorm{1,2,3}d`.
+
+    Attributes:
+        activation: the clamp between BatchNorm and quantizer.
+        output_quantizer: the tensor-wise quantizer of the result.
+    """
+
+    activation: Clamp
+    output_quantizer: FakeQuantize
+
+    @classmethod
+    def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize):  # noqa: ANN206, D102
+        new = adopt(norm, cls)
+        new.activation = activation
+        new.output_quantizer = output_quantizer
+        return new
+
+    def _fuses(self) -> bool:
+        """Whether one function may stand for all three parts."""
+        quantizer = self.output_quantizer
+        plain = type(quantizer) is ObservedFakeQuantize and quantizer.enabled and not quantizer.shape
+        return plain and self.affine and self.track_running_stats
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, ...] -> [N, C, ...]`."""
+        if not self._fuses():
+            return self.output_quantizer(super().forward(x), self.activation)
+        quantizer = cast(ObservedFakeQuantize, self.output_quantizer)
+        learning = quantizer.learning
+        spec = quantizer.spec
+        y = norm_act_quant(
+            x.float(),
+            self._norm(),
+            self.activation,
+            Quant(quantizer.scale, quantizer.zero_point, spec.qmin, spec.qmax),
+            (lambda n: quantizer.observe(n, self.activation)) if learning else None,
+        )
+        return y.to(x.dtype)
+
+    def _norm(self) -> Norm:
+        momentum = self.momentum
+        if self.training:
+            tracked = cast(Tensor, self.num_batches_tracked)
+            tracked.add_(1)
+            if momentum is None:  # cumulative average
+                momentum = 1.0 / float(tracked)
+        return Norm(
+            self.weight,
+            self.bias,
+            cast(Tensor, self.running_mean),
+            cast(Tensor, self.running_var),
+            momentum or 0.0,
+            self.eps,
+            self.training,
+        )
+
+
+class FakeQuantBatchNorm1d(_FakeQuantBatchNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d`, activation, quantizer."""
+
+
+class FakeQuantBatchNorm2d(_FakeQuantBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d`, activation, quantizer."""
+
+
+class FakeQuantBatchNorm3d(_FakeQuantBatchNorm, nn.BatchNorm3d):
+    """`nn.BatchNorm3d`, activation, quantizer."""

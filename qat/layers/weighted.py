@@ -1,0 +1,53 @@
+"""A layer with a fake-quantized weight.
+
+Per channel, the weight is quantized as it is, and folding of a following BatchNorm commutes with that. One scale for
+the whole weight does not commute, so there the *folded* weight is quantized, and divided by the fold factor again:
+
+    w' = Q(w * f) / f          f = gamma / sqrt(var + eps), one per output channel, at its running value
+
+The weight is small, the output is large: dividing the weight is the cheap side. Source: DESIGN, BatchNorm; for the
+folded training graph Jacob et al. 2018, arXiv:1712.05877, section 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qat.functional.folding import fold_factor
+from qat.layers.adopt import adopt
+from qat.quantizers import FakeQuantize
+
+
+class FakeQuantWeight(nn.Module):
+    """Mixin: the weight of a convolution or linear layer behind a quantizer.
+
+    `norm_eps` is the eps of the BatchNorm whose factor is folded into the weight before quantizing; None when the
+    weight is quantized as it is.
+    """
+
+    weight: Tensor
+    weight_quantizer: FakeQuantize
+    norm_eps: float | None
+
+    @classmethod
+    def from_float(cls, layer: nn.Module, weight_quantizer: FakeQuantize, *, norm_eps: float | None = None):  # noqa: ANN206, D102
+        new = adopt(layer, cls)
+        new.weight_quantizer = weight_quantizer
+        new.norm_eps = norm_eps
+        return new
+
+    def fold(self, norm_weight: Tensor, norm_var: Tensor) -> Tensor:
+        """Fold factor for the weight, `[C_out, 1, ...]`, never zero: a dead channel keeps its sign and a tiny size."""
+        assert self.norm_eps is not None
+        factor = fold_factor(norm_weight.detach(), norm_var, self.norm_eps)
+        tiny = torch.finfo(factor.dtype).tiny ** 0.25  # small enough to round to 0, large enough to divide by
+        factor = torch.where(factor.abs() < tiny, torch.full_like(factor, tiny), factor)
+        return factor.view(-1, *[1] * (self.weight.ndim - 1))
+
+    def quantized_weight(self, norm_weight: Tensor | None = None, norm_var: Tensor | None = None) -> Tensor:
+        """The weight as the integers say it, shape and dtype of `weight`."""
+        if norm_weight is None or norm_var is None:
+            return self.weight_quantizer(self.weight)
+        factor = self.fold(norm_weight, norm_var)
+        return self.weight_quantizer(self.weight * factor) / factor

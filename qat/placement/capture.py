@@ -1,0 +1,146 @@
+"""A model's forward as torch.fx graphs, one for training and one for evaluation.
+
+torch.fx bakes `self.training` into the graph (functional dropout, stochastic depth, auxiliary heads), so one trace
+serves one mode. The model is traced in both; where the graphs are equal, one is kept.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.errors import CaptureError
+
+OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model's two graphs; both call the modules of `root` by their original names."""
+
+    root: nn.Module
+    train: fx.Graph
+    eval: fx.Graph
+
+    @property
+    def modes_agree(self) -> bool:
+        """Whether one graph serves both modes."""
+        return self.train is self.eval
+
+
+class _Tracer(fx.Tracer):
+    """Keeps torch.nn layers whole, and what the caller names; anything else is traced through."""
+
+    def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaf_modules = leaf_modules
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaf_modules) or super().is_leaf_module(m, module_qualified_name)
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any],
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+) -> Capture:
+    """Trace `model` in train and in eval mode; it is left in the mode it was in.
+
+    Args:
+        model: any `nn.Module` without data-dependent control flow.
+        example_inputs: positional inputs, as for a forward call.
+        example_kwargs: keyword inputs. Arguments named by neither keep their default value.
+        leaf_modules: module classes to keep whole, in float.
+
+    Raises:
+        CaptureError: naming file and line where tracing failed.
+    """
+    defaults = _constant_arguments(model, example_inputs, example_kwargs)
+    modes = {name: module.training for name, module in model.named_modules()}
+    try:
+        model.train()
+        train = _trace(model, defaults, leaf_modules)
+        model.eval()
+        evaluation = _trace(model, defaults, leaf_modules)
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+    same = _signature(train) == _signature(evaluation)
+    return Capture(root=model, train=evaluation if same else train, eval=evaluation)
+
+
+def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(
+            f"{type(model).__name__}.forward{signature} cannot be called with {len(args)} positional inputs and "
+            f"keywords {sorted(kwargs)}: {error}. Pass example_inputs as forward takes them"
+        ) from None
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not inspect.Parameter.empty
+    }
+
+
+def _trace(model: nn.Module, constants: dict[str, Any], leaf_modules: tuple[type[nn.Module], ...]) -> fx.Graph:
+    tracer = _Tracer(leaf_modules)
+    try:
+        graph = tracer.trace(model, concrete_args=constants or None)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(_where(model, error)) from error
+    _drop_constants(graph, constants)
+    return graph
+
+
+def _drop_constants(graph: fx.Graph, constants: Iterable[str]) -> None:
+    """Remove the placeholders of arguments that keep their default, and fx's checks of their values."""
+    suffixed = tuple(f"{c}_" for c in constants)
+    below = {n for n in graph.nodes if n.op == "placeholder" and f"{n.target}_".startswith(suffixed)}
+    for node in graph.nodes:
+        if node.op != "output" and below.intersection(node.all_input_nodes):
+            below.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node in below and not node.users:
+            graph.erase_node(node)
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(OWN_FOLDERS) and not f.filename.startswith("<")]
+    spot = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "inside torch.fx"
+    return (
+        f"{type(model).__name__} cannot be traced at {spot}\n"
+        f"  torch.fx says: {error}\n"
+        "  Rule: forward may branch on settings, not on the values or sizes of tensors.\n"
+        "  Way out: rewrite the line without the branch, or keep its module whole and in float with "
+        "leaf_modules=(TheClass,)"
+    )
+
+
+def _signature(graph: fx.Graph) -> list[Any]:
+    """The graph as plain values, so that two traces compare by structure."""
+    index = {node: i for i, node in enumerate(graph.nodes)}
+
+    def plain(argument: Any) -> Any:
+        mapped = fx.node.map_arg(argument, lambda node: f"%{index[node]}")
+        return repr(mapped)
+
+    return [(node.op, str(node.target), plain(node.args), plain(node.kwargs)) for node in graph.nodes]
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int | None:
+    """Size of the first axis of the first tensor among the inputs."""
+    return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim), None)

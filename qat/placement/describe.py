@@ -1,0 +1,105 @@
+"""Writes the plan: one line per operator of the evaluation graph, with the reason for what stays in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from qat.functional.ste import IDENTITY, RELU, RELU6, Clamp
+from qat.placement.patterns import Role, is_tensor, module_of
+from qat.placement.plan import Plan, PlannedOp
+from qat.placement.shapes import macs_per_example
+from qat.placement.sites import Sites
+from qat.recipe import Numerics, QuantRecipe
+from qat.target import Target
+
+CLAMPS = {RELU: "relu", RELU6: "relu6"}
+
+
+def describe(
+    model: str,
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    sites: Sites,
+    excluded: Mapping[str, str],
+    recipe: QuantRecipe,
+    target: Target,
+    grids: Numerics,
+) -> Plan:
+    """The plan of one graph, before its layers are swapped."""
+    fused = sites.fused
+    ops = []
+    for node in graph.nodes:
+        if node in fused or node.op in ("output", "get_attr"):
+            continue
+        if node.op == "placeholder":
+            if node in sites.points:
+                ops.append(PlannedOp(name=sites.names[node], kind="input", integer=True, output=grids.activation.short))
+            continue
+        if is_tensor(node):
+            ops.append(_operator(node, modules, sites, excluded, grids))
+    spelled = (("weights", str(grids.weight)), ("activations", str(grids.activation)))
+    return Plan(model=model, recipe=recipe.name, target=target.name, ops=tuple(ops), grids=spelled, notes=grids.notes)
+
+
+def _operator(
+    node: fx.Node, modules: Mapping[str, nn.Module], sites: Sites, excluded: Mapping[str, str], grids: Numerics
+) -> PlannedOp:
+    name, role, module = sites.names[node], sites.roles[node], module_of(node, modules)
+    tail = sites.tails.get(node)
+    weighted = isinstance(getattr(module, "weight", None), nn.Parameter) and role is not Role.NORM
+    last = tail.last(node) if tail else node
+    point = sites.points.get(last)
+    integer = tail is not None or (role in (Role.MOVE, Role.IDENTITY) and node in sites.on_grid)
+    parts = []
+    if tail and tail.norm is not None:
+        parts.append(f"batchnorm {sites.names[tail.norm]}")
+    if tail and tail.clamp is not None and point is not None:
+        parts.append(clamp_name(point))
+    macs = macs_per_example(node, module) if weighted and module is not None and _has_macs(module) else 0
+    return PlannedOp(
+        name=name,
+        kind=kind_of(node, module),
+        integer=integer,
+        fused=tuple(parts),
+        weight=grids.weight.short if integer and role is Role.WEIGHTED else None,
+        output=grids.activation.short if point is not None else None,
+        why="" if integer else _reason(name, role, excluded),
+        macs=macs,
+    )
+
+
+def _has_macs(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+
+
+def clamp_name(clamp: Clamp) -> str:
+    """What the plan calls a clamping activation."""
+    return CLAMPS.get(clamp, "identity" if clamp == IDENTITY else f"hardtanh[{clamp.low:g},{clamp.high:g}]")
+
+
+def kind_of(node: fx.Node, module: nn.Module | None) -> str:
+    """`conv2d 3->32 k3 s2 g1` for a convolution, else the class or function name in lower case."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        size = "x".join(map(str, dict.fromkeys(module.kernel_size)))
+        text = f"{type(module).__name__.lower()} {module.in_channels}->{module.out_channels} k{size}"
+        text += f" s{'x'.join(map(str, dict.fromkeys(module.stride)))}" if set(module.stride) != {1} else ""
+        return text + (f" g{module.groups}" if module.groups != 1 else "")
+    if isinstance(module, nn.Linear):
+        return f"linear {module.in_features}->{module.out_features}"
+    if module is not None:
+        return type(module).__name__.lower()
+    return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _reason(name: str, role: Role, excluded: Mapping[str, str]) -> str:
+    if name in excluded:
+        return f"excluded by {excluded[name]!r}"
+    return {
+        Role.FLOAT: "no integer kernel is known for it",
+        Role.NORM: "no convolution before it to fold into",
+        Role.CLAMP: "its input is in float",
+        Role.MOVE: "its input is in float",
+        Role.IDENTITY: "its input is in float",
+    }.get(role, "its input is no float tensor")

@@ -1,0 +1,247 @@
+"""From a float model to its fake-quant copy.
+
+    capture the forward in both modes → find the sites of quantizers in each → swap layers for their fake-quant
+    subclasses under the same names → rewrite the graphs to call them → write down the plan
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.errors import NumericsError, PlacementError
+from qat.functional.ste import IDENTITY, Clamp
+from qat.layers import (
+    FakeQuantBatchNorm1d,
+    FakeQuantBatchNorm2d,
+    FakeQuantBatchNorm3d,
+    FakeQuantConv1d,
+    FakeQuantConv2d,
+    FakeQuantConv3d,
+    FakeQuantLinear,
+    FakeQuantWeight,
+)
+from qat.placement.capture import Capture, capture
+from qat.placement.describe import describe
+from qat.placement.patterns import Role
+from qat.placement.prepared import PreparedModel, device_of
+from qat.placement.rules import excluded
+from qat.placement.shapes import at_least_two, propagate_shapes
+from qat.placement.sites import Sites, find_sites, name_nodes
+from qat.quantizers import FakeQuantize
+from qat.recipe import Numerics, QuantRecipe, TensorRecipe, numerics
+from qat.spec import Granularity, IntSpec
+from qat.target import Target
+
+SWAPS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: FakeQuantConv1d,
+    nn.Conv2d: FakeQuantConv2d,
+    nn.Conv3d: FakeQuantConv3d,
+    nn.Linear: FakeQuantLinear,
+    nn.BatchNorm1d: FakeQuantBatchNorm1d,
+    nn.BatchNorm2d: FakeQuantBatchNorm2d,
+    nn.BatchNorm3d: FakeQuantBatchNorm3d,
+}
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    recipe: str | Mapping[str, Any] | QuantRecipe = "w8a8",
+    target: str | Mapping[str, Any] | Target = "onnxruntime",
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    exclude: Sequence[str] = (),
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+) -> PreparedModel:
+    """A copy of `model` with fake-quant modules in it; the argument is untouched.
+
+    Build the optimizer from the copy's parameters. Ranges are not known yet: `qat.calibrate` next.
+
+    Args:
+        model: a float model without data-dependent control flow.
+        example_inputs: one input tensor, or the tuple of positional inputs; only shapes and dtypes matter.
+        recipe: name of a recipe (`conf/quant`), its mapping, or a `QuantRecipe`.
+        target: name of a target (`conf/target`), its mapping, or a `Target`.
+        example_kwargs: keyword inputs of forward.
+        exclude: glob patterns of modules that stay in float, besides the recipe's.
+        leaf_modules: module classes that are not traced through and stay in float.
+
+    Raises:
+        CaptureError: the model cannot be traced, or rejects the inputs.
+        PlacementError: nothing to quantize, an exclude pattern that matches nothing, a model already prepared.
+        NumericsError: NaN or Inf in a parameter or buffer.
+    """
+    recipe, target = QuantRecipe.parse(recipe), Target.parse(target)
+    grids = numerics(recipe, target)
+    if isinstance(model, PreparedModel):
+        raise PlacementError("the model is already prepared; prepare the float model again to change recipe or target")
+    require_finite(model)
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    device = device_of(model)
+    args = at_least_two(tuple(x.detach().to(device)[:2] if isinstance(x, Tensor) else x for x in args))
+
+    root = copy.deepcopy(model)
+    captured = capture(root, args, example_kwargs or {}, leaf_modules)
+    graphs = [captured.eval] if captured.modes_agree else [captured.eval, captured.train]
+    modules = dict(root.named_modules())
+    names = {id(graph): name_nodes(graph) for graph in graphs}
+    for graph in graphs:
+        root.train(graph is not captured.eval)
+        propagate_shapes(root, graph, args, example_kwargs or {})
+    root.train(model.training)
+    everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
+    left = excluded((*recipe.exclude, *exclude), everything)
+    sites = {id(graph): find_sites(graph, modules, names[id(graph)], left) for graph in graphs}
+    if not any(s.tails for s in sites.values()):
+        raise PlacementError(
+            f"nothing to quantize in {type(model).__name__}: no convolution, linear layer, addition or pooling is left "
+            "after exclude; see plan names in the README, or drop an exclude pattern"
+        )
+    plan = describe(type(model).__name__, captured.eval, modules, sites[id(captured.eval)], left, recipe, target, grids)
+    _Rewriter(root, modules, recipe, grids, [(g, sites[id(g)]) for g in graphs]).run()
+    return PreparedModel(
+        root,
+        {True: captured.train, False: captured.eval},
+        plan=plan,
+        recipe=recipe,
+        target=target,
+        numerics=grids,
+        example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in args),
+    )
+
+
+class _Rewriter:
+    """Swaps the modules of `root` and rewrites its graphs so that they call the quantizers of `sites`."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        modules: dict[str, nn.Module],
+        recipe: QuantRecipe,
+        grids: Numerics,
+        graphs: list[tuple[fx.Graph, Sites]],
+    ) -> None:
+        self.root, self.modules, self.recipe, self.grids, self.graphs = root, modules, recipe, grids, graphs
+        self.hosts = self._norms_that_host()
+
+    def run(self) -> None:
+        for graph, sites in self.graphs:
+            for head, tail in sites.tails.items():
+                if sites.roles[head] is Role.WEIGHTED:
+                    self._swap_weighted(head, tail.norm)
+            erase = []
+            for node, clamp in sites.points.items():
+                erase += self._place(graph, sites, node, clamp)
+            for node in erase:
+                graph.erase_node(node)
+
+    def _norms_that_host(self) -> dict[str, Clamp]:
+        """BatchNorms that end in their quantizer: called once, with the same activation, wherever they are called."""
+        found: dict[str, set[Clamp | None]] = {}
+        for graph, sites in self.graphs:
+            calls: dict[str, list[fx.Node]] = {}
+            for node in graph.nodes:
+                if node.op == "call_module":
+                    calls.setdefault(str(node.target), []).append(node)
+            quantized = {tail.norm: sites.points[tail.last(head)] for head, tail in sites.tails.items() if tail.norm}
+            for target, nodes in calls.items():
+                clamp = quantized.get(nodes[0]) if len(nodes) == 1 else None
+                found.setdefault(target, set()).add(clamp)
+        return {t: c for t, clamps in found.items() if len(clamps) == 1 for c in clamps if c is not None}
+
+    def _place(self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp) -> list[fx.Node]:
+        """Put the quantizer behind `node`; returns the nodes that it makes superfluous."""
+        absorbed = node if sites.roles[node] is Role.CLAMP and clamp != IDENTITY else None
+        value = node.all_input_nodes[0] if absorbed else node
+        host = str(value.target)
+        if value.op == "call_module" and self.hosts.get(host) == clamp and sites.roles[value] is Role.NORM:
+            self._swap_norm(host, clamp)
+            quantized = value
+        else:
+            name = self._quantizer_name(value, sites)
+            if name not in self.modules:
+                self._add(name, self._activation_quantizer())
+            with graph.inserting_after(node):
+                kwargs = {} if clamp == IDENTITY else {"activation": clamp}
+                quantized = graph.create_node("call_module", name, (value,), kwargs)
+            quantized.meta = {**node.meta}
+        if quantized is not node:
+            node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
+        return [absorbed] if absorbed else []
+
+    def _swap_weighted(self, head: fx.Node, norm: fx.Node | None) -> None:
+        name = str(head.target)
+        layer = self.modules[name]
+        folds = norm is not None and self.grids.weight.granularity is Granularity.PER_TENSOR
+        if not isinstance(layer, FakeQuantWeight):
+            channels = layer.weight.shape[0]  # type: ignore[union-attr]
+            quantizer = build_quantizer(self.recipe.weight, self.grids.weight, channels=int(channels))  # type: ignore[arg-type]
+            eps = self.modules[str(norm.target)].eps if folds and norm is not None else None
+            swap = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))]
+            self._replace(name, swap.from_float(layer, quantizer, norm_eps=eps))
+        if folds and norm is not None:
+            graph = head.graph
+            with graph.inserting_before(head):
+                gamma = graph.get_attr(f"{norm.target}.weight")
+                var = graph.get_attr(f"{norm.target}.running_var")
+            head.args = (*head.args[:1], gamma, var)
+
+    def _swap_norm(self, name: str, clamp: Clamp) -> None:
+        norm = self.modules[name]
+        if not hasattr(norm, "output_quantizer"):
+            swap = SWAPS[next(cls for cls in SWAPS if isinstance(norm, cls))]
+            self._replace(name, swap.from_float(norm, clamp, self._activation_quantizer()))
+
+    def _activation_quantizer(self) -> FakeQuantize:
+        return build_quantizer(self.recipe.activation, self.grids.activation)
+
+    def _quantizer_name(self, value: fx.Node, sites: Sites) -> str:
+        """`fc.output_quantizer` below a module, `layer1.0.add_quantizer` beside functional code."""
+        name = sites.names[value]
+        if value.op == "call_module":
+            count = name.removeprefix(str(value.target))  # "_2" at the second call site
+            return f"{value.target}.output_quantizer{count}"
+        return f"{name}_quantizer"
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, _, leaf = name.rpartition(".")
+        old = self.modules[name]
+        setattr(self.root.get_submodule(parent), leaf, module)
+        self.modules.update({n: module for n, m in self.modules.items() if m is old})
+
+    def _add(self, name: str, module: nn.Module) -> None:
+        parent, _, leaf = name.rpartition(".")
+        module.to(device_of(self.root))
+        module.train(self.root.training)
+        host = self.root.get_submodule(parent)
+        if hasattr(host, leaf):
+            raise PlacementError(f"the model already has an attribute {name!r}; rename it, quantizers go by that name")
+        host.add_module(leaf, module)
+        self.modules[name] = module
+
+
+def build_quantizer(recipe: TensorRecipe, spec: IntSpec, *, channels: int | None = None) -> FakeQuantize:
+    """A fake-quant module as the recipe says, on the grid that the target left of it."""
+    return recipe.quantizer.build(spec=spec, observer=recipe.observer.build_later(), channels=channels)
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raise `NumericsError` naming the parameters and buffers that hold NaN or Inf."""
+    bad = [
+        name
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if bad:
+        raise NumericsError(
+            f"NaN or Inf in {', '.join(bad[:5])}{f' and {len(bad) - 5} more' if len(bad) > 5 else ''} before "
+            "quantization; a grid needs finite values. Load another checkpoint, or train the float model again"
+        )
+
+
+__all__ = ["Capture", "build_quantizer", "prepare", "require_finite"]

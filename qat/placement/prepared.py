@@ -1,0 +1,102 @@
+"""A prepared model: the float model's own modules, run by the captured graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from qat.placement.plan import Plan
+from qat.quantizers import FakeQuantize
+from qat.recipe import Numerics, QuantRecipe
+from qat.target import Target
+
+
+class PreparedModel(nn.Module):
+    """The fake-quant copy of a float model. Trains, saves and loads like it, under the same parameter names.
+
+    Attributes:
+        graphs: the captured forward in training and in evaluation mode, by `training`.
+        plan: what is quantized how, and what is not and why.
+        recipe: as the user gave it.
+        target: where the model will run.
+        numerics: the grids that came of both.
+        example_inputs: two examples, for export.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graphs: dict[bool, fx.Graph],
+        *,
+        plan: Plan,
+        recipe: QuantRecipe,
+        target: Target,
+        numerics: Numerics,
+        example_inputs: tuple[Any, ...],
+    ) -> None:
+        super().__init__()
+        self.training = root.training
+        for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(self, registry, getattr(root, registry))
+        self.graphs = {mode: plain_copy(graph) for mode, graph in graphs.items()}
+        self.plan, self.recipe, self.target, self.numerics = plan, recipe, target, numerics
+        self.example_inputs = example_inputs
+        self.batchnorm_frozen = False
+        self._compile()
+
+    def _compile(self) -> None:
+        # fx generates the functions; they read everything from the module they are called on, so copies share them
+        self._forwards = {}
+        for mode, graph in self.graphs.items():
+            generated = fx.GraphModule(self, plain_copy(graph))
+            generated.graph.lint()
+            self._forwards[mode] = type(generated).forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the float model's forward."""
+        return self._forwards[self.training](self, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> PreparedModel:
+        """Switch mode; frozen BatchNorm statistics stay frozen."""
+        super().train(mode)
+        if self.batchnorm_frozen:
+            for norm in batchnorms(self):
+                norm.training = False
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the generated functions, which do not pickle."""
+        return {k: v for k, v in self.__dict__.items() if k != "_forwards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Generate the functions again."""
+        super().__setstate__(state)
+        self._compile()
+
+
+def plain_copy(graph: fx.Graph) -> fx.Graph:
+    """A copy without an owner and without shapes: names and arguments only, so that it pickles."""
+    new = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    result = new.graph_copy(graph, mapping)
+    new.output(result)
+    for node in new.nodes:
+        node.meta = {}
+    return new
+
+
+def batchnorms(model: nn.Module) -> list[nn.Module]:
+    """All BatchNorm layers of a model, fused or not."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+
+
+def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
+    """All fake-quant modules of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantize)}
+
+
+def device_of(model: nn.Module) -> Any:
+    """The device of the first parameter or buffer."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else "cpu"

@@ -1,0 +1,137 @@
+"""Where quantizers go in one graph: a forward pass over the nodes that knows which values lie on a grid.
+
+    WEIGHTED, ARITHMETIC   need their inputs on grids, and put a new grid behind their tail (BatchNorm, activation)
+    MOVE, IDENTITY         stay on the grid of their input
+    FLOAT                  read values, produce values; a later integer operator puts its input on a grid
+
+Putting a value on a grid can put a node before it on a grid as well (a MOVE that was visited earlier), so the pass is
+repeated until nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from qat.functional.ste import IDENTITY, Clamp
+from qat.placement.patterns import Role, clamp_of, grid_inputs, is_tensor, role_of
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows an integer operator before its quantizer; each link has one user."""
+
+    norm: fx.Node | None = None
+    clamp: fx.Node | None = None
+
+    def last(self, head: fx.Node) -> fx.Node:
+        """The node behind which the quantizer stands."""
+        return self.clamp or self.norm or head
+
+
+@dataclass
+class Sites:
+    """Placement on one graph.
+
+    Attributes:
+        names: what the plan calls each node.
+        roles: what each node does to grids; what the user excluded is FLOAT.
+        tails: per integer operator.
+        points: nodes whose value gets a quantizer, with the activation that it absorbs.
+        on_grid: nodes whose value lies on a grid.
+    """
+
+    names: dict[fx.Node, str]
+    roles: dict[fx.Node, Role]
+    tails: dict[fx.Node, Tail] = field(default_factory=dict)
+    points: dict[fx.Node, Clamp] = field(default_factory=dict)
+    on_grid: set[fx.Node] = field(default_factory=set)
+
+    @property
+    def fused(self) -> dict[fx.Node, fx.Node]:
+        """Nodes that run inside an integer operator, with that operator."""
+        inside = {}
+        for head, tail in self.tails.items():
+            inside |= {node: head for node in (tail.norm, tail.clamp) if node is not None}
+        return inside
+
+
+def find_sites(
+    graph: fx.Graph, modules: Mapping[str, nn.Module], names: dict[fx.Node, str], excluded: Mapping[str, str]
+) -> Sites:
+    """Decide which values of `graph` get a quantizer.
+
+    Args:
+        graph: with shapes propagated.
+        modules: by path.
+        names: from `name_nodes`.
+        excluded: names that stay in float.
+    """
+    roles = {n: Role.FLOAT if names[n] in excluded else role_of(n, modules) for n in graph.nodes}
+    sites = Sites(names=names, roles=roles)
+    while True:
+        before = len(sites.points)
+        _pass(graph, modules, sites)
+        if len(sites.points) == before:
+            return sites
+
+
+def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> None:
+    sites.on_grid = set(sites.points)
+    sites.tails.clear()
+    for node in graph.nodes:
+        role = sites.roles[node]
+        inputs = grid_inputs(node)
+        if role in (Role.MOVE, Role.IDENTITY) and inputs and all(i in sites.on_grid for i in inputs):
+            sites.on_grid.add(node)
+        elif role is Role.CLAMP and inputs and inputs[0] in sites.on_grid and node not in sites.fused:
+            _put(sites, node, clamp_of(node, modules))  # an activation beside other readers of its input
+            sites.tails[node] = Tail(clamp=None)
+        elif role in (Role.WEIGHTED, Role.ARITHMETIC) and inputs:
+            for value in inputs:
+                if value not in sites.on_grid:
+                    absorbed = clamp_of(value, modules) if sites.roles[value] is Role.CLAMP else None
+                    _put(sites, value, absorbed)
+            tail = _tail(node, role, sites)
+            sites.tails[node] = tail
+            _put(sites, tail.last(node), clamp_of(tail.clamp, modules) if tail.clamp else None)
+
+
+def _put(sites: Sites, node: fx.Node, clamp: Clamp | None) -> None:
+    sites.points.setdefault(node, clamp or IDENTITY)
+    sites.on_grid.add(node)
+
+
+def _tail(head: fx.Node, role: Role, sites: Sites) -> Tail:
+    norm = clamp = None
+    follower = _only_user(head)
+    if role is Role.WEIGHTED and follower is not None and sites.roles[follower] is Role.NORM:
+        norm, follower = follower, _only_user(follower)
+    if follower is not None and sites.roles[follower] is Role.CLAMP and is_tensor(follower):
+        clamp = follower
+    return Tail(norm=norm, clamp=clamp)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def name_nodes(graph: fx.Graph) -> dict[fx.Node, str]:
+    """A name per node that is stable across modes: module path, or scope and function, with a count when repeated."""
+    seen: dict[str, int] = {}
+    names = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            base = str(node.target)
+        elif node.op == "placeholder":
+            base = str(node.target)
+        else:
+            stack = node.meta.get("nn_module_stack") or {}
+            scope = next(reversed(stack.values()))[0] if stack else ""
+            function = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
+            base = f"{scope}.{function.strip('_')}" if scope else function.strip("_")
+        count = seen[base] = seen.get(base, 0) + 1
+        names[node] = base if count == 1 else f"{base}_{count}"
+    return names
