@@ -73,8 +73,6 @@ class Table:
 
     def native_size(self, column: str) -> tuple[int, int]:
         """(H, W) of the first image."""
-        if not len(self.rows):
-            raise DataError(f"{self.where} is empty: need at least one image")
         with decoding(f"row 0 of {self.where}"):
             image = DECODER.decode_example(self.encoded(column)[0][column])
         return image.height, image.width
@@ -207,9 +205,9 @@ class HuggingFaceData(ImageData):
 
     def load(self) -> Splits:
         """Fetch the tables, read the labels, and decode one image for its size."""
-        known = self._read(None)
-        train = self._table(known, self.train_split)
-        val = self._table(known, self.val_split or self._find_val_split(known))
+        builder = self._prepared()
+        train = self._table(builder, self.train_split)
+        val = self._table(builder, self.val_split or self._find_val_split(builder))
         image = self._find_image_column(train)
         label = self._find_label_column(train)
         labels = train.labels(label)
@@ -232,11 +230,42 @@ class HuggingFaceData(ImageData):
             input_shape=input_shape(height, width),
         )
 
-    def _table(self, known: datasets.DatasetDict, split: str) -> Table:
-        rows = known[split] if split in known else self._read(split)  # else a slice, or a typing error
-        return Table(rows=rows, where=f"split {split!r} of {self.path}")
+    def _prepared(self) -> datasets.DatasetBuilder:
+        """The data set in Arrow files, in the cache of the `datasets` package."""
+        local = Path(self.path).expanduser()
+        options: dict[str, Any] = {"name": self.name, "cache_dir": self.cache_dir}
+        if local.is_file():
+            source, options["data_files"] = "parquet", str(local)
+        elif local.is_dir() and self.path:
+            source = str(local)
+        elif HUB_NAME.fullmatch(self.path) and local.suffix != ".parquet":
+            source = self.path
+        else:
+            raise DataError(
+                f"data.path: no such file or folder {self.path!r}, and not a name on the Hugging Face hub either "
+                "(owner/name)"
+            )
+        try:
+            builder = datasets.load_dataset_builder(source, **options)
+            builder.download_and_prepare()
+        # no such data set, no network, no data files, a file that is not parquet
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            hint = "" if local.exists() else ". It is no local file or folder either"
+            raise DataError(f"data.path={self.path} cannot be read ({type(error).__name__}: {error}){hint}") from error
+        return builder
 
-    def _find_val_split(self, known: datasets.DatasetDict) -> str:
+    def _table(self, builder: datasets.DatasetBuilder, split: str) -> Table:
+        where = f"split {split!r} of {self.path}"
+        known = builder.info.splits
+        if split in known and not known[split].num_examples:
+            raise DataError(f"{where} is empty: need at least one image")
+        try:
+            return Table(rows=builder.as_dataset(split), where=where)
+        except ValueError as error:  # no such split, or a slice that is not well formed or holds no rows
+            raise DataError(f"{where} cannot be taken ({error}). Splits: {', '.join(known)}") from error
+
+    def _find_val_split(self, builder: datasets.DatasetBuilder) -> str:
+        known = builder.info.splits
         for split in VAL_SPLITS:
             if split in known and split != self.train_split:
                 return split
@@ -244,28 +273,6 @@ class HuggingFaceData(ImageData):
             f"{self.path} has the splits {', '.join(known)}, none of {', '.join(VAL_SPLITS)}: set data.val_split, or "
             "hold out a part of the training split with data.train_split='train[:80%]' data.val_split='train[80%:]'"
         )
-
-    def _read(self, split: str | None) -> Any:
-        """The rows of `split`, or a dict of all splits."""
-        local = Path(self.path).expanduser()
-        options: dict[str, Any] = {"name": self.name, "split": split, "cache_dir": self.cache_dir}
-        if local.is_file():
-            source, options["data_files"] = "parquet", str(local)
-        elif local.is_dir() and self.path:
-            source = str(local)
-        elif not HUB_NAME.fullmatch(self.path) or local.suffix == ".parquet":
-            raise DataError(
-                f"data.path: no such file or folder {self.path!r}, and not a name on the Hugging Face hub either "
-                "(owner/name)"
-            )
-        else:
-            source = self.path
-        try:
-            return datasets.load_dataset(source, **options)
-        # no such data set, no network, no data files, a file that is not parquet, an unknown split
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(f"data.path={self.path} split={split or 'all'} cannot be read ({reason})") from error
 
     def _find_image_column(self, table: Table) -> str:
         if self.image_column is not None:

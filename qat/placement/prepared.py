@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
+from qat.functional.ste import Clamp
 from qat.placement.plan import Plan
 from qat.quantizers import FakeQuantize
 from qat.recipe import Numerics, QuantRecipe
@@ -66,12 +67,14 @@ class PreparedModel(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the generated functions, which do not pickle."""
-        return {k: v for k, v in self.__dict__.items() if k != "_forwards"}
+        """Without the generated functions, and with graphs as flat lists: a linked list of nodes recurses too deep."""
+        state = {k: v for k, v in self.__dict__.items() if k != "_forwards"}
+        return {**state, "graphs": {mode: _flatten(graph) for mode, graph in self.graphs.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Generate the functions again."""
         super().__setstate__(state)
+        self.graphs = {mode: _unflatten(nodes) for mode, nodes in state["graphs"].items()}
         self._compile()
 
 
@@ -84,6 +87,43 @@ def plain_copy(graph: fx.Graph) -> fx.Graph:
     for node in new.nodes:
         node.meta = {}
     return new
+
+
+class _Ref(NamedTuple):
+    """A node, in the arguments of another."""
+
+    index: int
+
+
+def _flatten(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    index = {node: i for i, node in enumerate(graph.nodes)}
+
+    def refer(argument: Any) -> Any:
+        return fx.node.map_arg(argument, lambda n: _Ref(index[n]))
+
+    return [(n.op, n.target, refer(n.args), refer(n.kwargs), n.name) for n in graph.nodes]
+
+
+def _unflatten(rows: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: list[fx.Node] = []
+
+    def resolve(argument: Any) -> Any:
+        if isinstance(argument, _Ref):
+            return nodes[argument.index]
+        if isinstance(argument, dict):
+            return {k: resolve(v) for k, v in argument.items()}
+        if isinstance(argument, slice):
+            return slice(resolve(argument.start), resolve(argument.stop), resolve(argument.step))
+        if isinstance(argument, Clamp):
+            return argument
+        if isinstance(argument, list | tuple):
+            return type(argument)(resolve(a) for a in argument)
+        return argument
+
+    for op, target, args, kwargs, name in rows:
+        nodes.append(graph.create_node(op, target, resolve(tuple(args)), resolve(dict(kwargs)), name))
+    return graph
 
 
 def batchnorms(model: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,291 @@
+"""From a trained fake-quant model to its integer model: int8 buffers and explicit quantize / dequantize pairs.
+
+    conv(dq(x), dq(w)) + bias  ->  q           x uint8, w int8 with BatchNorm folded in, bias int32 at scale s_x * s_w
+
+The result is a plain `fx.GraphModule` of `quantized_decomposed` operators, the representation that the ONNX exporter,
+Inductor and ExecuTorch read. Every value on a grid is stored once as integers; every reader dequantizes it for itself,
+so that a runtime can take each operator with its own pair. An activation that the grid's ends already are is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from qat.errors import PlacementError
+from qat.functional.folding import fit_bias, fold_bias, fold_factor, fold_integers
+from qat.functional.ste import IDENTITY, RELU, Clamp
+from qat.layers import FakeQuantConv1d, FakeQuantConv2d, FakeQuantConv3d, FakeQuantLinear, FakeQuantWeight
+from qat.layers.batchnorm import _FakeQuantBatchNorm
+from qat.placement.patterns import Role, role_of
+from qat.placement.prepare import require_finite
+from qat.placement.prepared import PreparedModel
+from qat.quantizers import FakeQuantize
+
+OPS = torch.ops.quantized_decomposed
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """A value stored as integers: its node in the integer graph and the grid to read it by."""
+
+    node: fx.Node
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+
+    @property
+    def grid(self) -> tuple[Any, ...]:
+        """The operands that quantize and dequantize share."""
+        dtype = torch.int8 if self.qmin < 0 else torch.uint8
+        return self.scale, self.zero_point, self.qmin, self.qmax, dtype
+
+
+Value = OnGrid | fx.Node
+
+
+def convert(prepared: PreparedModel) -> fx.GraphModule:
+    """The integer model, as a copy; `prepared` is untouched and can go on training.
+
+    Args:
+        prepared: a calibrated (and usually trained) model from `qat.prepare`.
+
+    Raises:
+        CalibrationError: a quantizer whose range was never observed.
+        NumericsError: NaN or Inf in a weight or range.
+    """
+    if not isinstance(prepared, PreparedModel):
+        raise PlacementError(f"convert needs a model from qat.prepare, got {type(prepared).__name__}")
+    return _Converter(prepared).run()
+
+
+class _Converter:
+    def __init__(self, prepared: PreparedModel) -> None:
+        self.prepared = prepared
+        self.source = prepared.graphs[False]
+        self.modules = dict(prepared.named_modules())
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, Value] = {}
+        self.unfolded: dict[fx.Node, fx.Node] = {}  # BatchNorm's node -> the convolution that it folds into
+        self.sites: dict[str, int] = {}  # how often a module was called so far
+
+    @torch.no_grad()
+    def run(self) -> fx.GraphModule:
+        self._check()
+        for node in self.source.nodes:
+            self._visit(node)
+        integer = fx.GraphModule(self.root, self.graph, class_name="IntegerModel")
+        integer.meta.update(prepared=_about(self.prepared))
+        return integer.eval().requires_grad_(False)
+
+    def _check(self) -> None:
+        reached = {str(n.target) for n in self.source.nodes if n.op == "call_module"}
+        for name, module in self.modules.items():
+            if isinstance(module, FakeQuantize) and (name in reached or name.rpartition(".")[0] in reached):
+                module.require_calibrated(name)
+        require_finite(self.prepared)
+
+    def _visit(self, node: fx.Node) -> None:
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        role = role_of(node, self.modules)
+        match node.op:
+            case "placeholder":
+                self.values[node] = self.graph.placeholder(str(node.target), *node.args[:1])
+            case "get_attr":
+                if any(not isinstance(self.modules.get(str(u.target)), FakeQuantWeight) for u in node.users):
+                    self.values[node] = self._get_attr(str(node.target))
+            case "output":
+                self.graph.output(fx.node.map_arg(node.args[0], self._read))
+            case "call_module" if isinstance(module, FakeQuantize):
+                activation = cast(Clamp, node.kwargs.get("activation", IDENTITY))
+                self.values[node] = self._quantize(self._read(node.all_input_nodes[0]), module, activation)
+            case "call_module" if isinstance(module, FakeQuantWeight):
+                norm = self._norm_after(node)
+                if norm is None:
+                    self.values[node] = self._weighted(node, module, None)
+                else:
+                    self.unfolded[norm] = node
+            case "call_module" if isinstance(module, Norm) and (node in self.unfolded or _hosts(module)):
+                self._norm(node, module)
+            case _ if role is Role.IDENTITY:
+                self.values[node] = self.values[node.all_input_nodes[0]]
+            case _ if role is Role.MOVE and isinstance(self.values[node.all_input_nodes[0]], OnGrid):
+                source = cast(OnGrid, self.values[node.all_input_nodes[0]])
+                self.values[node] = self._requantize(self._copy(node), source, node)
+            case _:
+                self.values[node] = self._copy(node)
+
+    # values
+
+    def _read(self, node: fx.Node) -> fx.Node:
+        """The float value, dequantized for this reader alone."""
+        value = self.values[node]
+        if isinstance(value, fx.Node):
+            return value
+        return self._call(OPS.dequantize_per_tensor.default, value.node, *value.grid)
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(function, args, kwargs)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        """The node as it is, in float."""
+        if node.op == "call_module":
+            self._attach(str(node.target), copy.deepcopy(self.modules[str(node.target)]))
+        return self.graph.node_copy(node, self._read)
+
+    def _requantize(self, value: fx.Node, like: OnGrid, original: fx.Node) -> Value:
+        """Back onto the grid that it came from: exact, for an operator that only moves values."""
+        if original.target in (torch.chunk, torch.split, "chunk", "split"):
+            return value  # a tuple: its elements are read, and put on grids, one by one
+        return OnGrid(self._call(OPS.quantize_per_tensor.default, value, *like.grid), *like.grid[:4])
+
+    def _quantize(self, value: fx.Node, quantizer: FakeQuantize, activation: Clamp) -> OnGrid:
+        spec = quantizer.spec
+        scale, zero = float(quantizer.scale), int(quantizer.zero_point)
+        low_is_end = activation.low * 1.0 <= (spec.qmin - zero) * scale
+        high_is_end = activation.high / scale >= spec.qmax - zero - 0.5  # rounds to the last integer, or beyond
+        if not (low_is_end and high_is_end):
+            if activation == RELU:
+                value = self._call(F.relu, value)
+            else:
+                value = self._call(F.hardtanh, value, activation.low, activation.high)
+        on_grid = OnGrid(value, scale, zero, spec.qmin, spec.qmax)
+        return OnGrid(self._call(OPS.quantize_per_tensor.default, value, *on_grid.grid), *on_grid.grid[:4])
+
+    # convolutions and linear layers
+
+    def _norm_after(self, node: fx.Node) -> fx.Node | None:
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        if user is None or user.op != "call_module":
+            return None
+        return user if isinstance(self.modules[str(user.target)], Norm) else None
+
+    def _norm(self, node: fx.Node, norm: nn.Module) -> None:
+        head = self.unfolded.get(node)
+        if head is None:
+            raise PlacementError(f"{node.target} is quantized but follows no convolution")
+        layer = cast(FakeQuantWeight, self.modules[str(head.target)])
+        value = self._weighted(head, layer, cast(Norm, norm))
+        if isinstance(norm, _FakeQuantBatchNorm):
+            self.values[node] = self._quantize(value, norm.output_quantizer, norm.activation)
+        else:
+            self.values[node] = value
+
+    def _weighted(self, node: fx.Node, layer: FakeQuantWeight, norm: Norm | None) -> fx.Node:
+        source = self.values[node.all_input_nodes[0]]
+        if not isinstance(source, OnGrid):
+            raise PlacementError(f"{node.target}: its input is not quantized, so its weight cannot be an integer's")
+        q, scale, bias = folded(layer, norm)
+        steps = None
+        if bias is not None:
+            q, scale, steps = fit_bias(q, scale, bias, source.scale)
+        name = self._site(str(node.target))
+        quantizer = layer.weight_quantizer
+        weight = self._stored(f"{name}.weight", q, scale, quantizer.spec.qmin, quantizer.spec.qmax)
+        limits = torch.iinfo(torch.int32)
+        stored_bias = (
+            None
+            if steps is None
+            else self._stored(f"{name}.bias", steps, scale * source.scale, limits.min + 1, limits.max)
+        )
+        return self._product(layer, self._read(node.all_input_nodes[0]), weight, stored_bias)
+
+    def _stored(self, name: str, q: Tensor, scale: Tensor, qmin: int, qmax: int) -> fx.Node:
+        """A buffer of integers and the node that dequantizes it."""
+        node = self._buffer(name, q)
+        if scale.ndim == 0:
+            return self._call(OPS.dequantize_per_tensor.default, node, float(scale), 0, qmin, qmax, q.dtype)
+        scales = self._buffer(f"{name}_scale", scale)
+        zeros = self._buffer(f"{name}_zero_point", torch.zeros_like(scale, dtype=q.dtype))
+        return self._call(OPS.dequantize_per_channel.default, node, scales, zeros, 0, qmin, qmax, q.dtype)
+
+    def _product(self, layer: nn.Module, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+        if isinstance(layer, FakeQuantLinear):
+            return self._call(F.linear, x, weight, bias)
+        conv = cast(nn.modules.conv._ConvNd, layer)
+        padding: Any = conv.padding
+        if conv.padding_mode != "zeros":
+            x = self._call(F.pad, x, tuple(conv._reversed_padding_repeated_twice), mode=conv.padding_mode)
+            padding = (0,) * len(conv.kernel_size)
+        function = {FakeQuantConv1d: F.conv1d, FakeQuantConv2d: F.conv2d, FakeQuantConv3d: F.conv3d}[type(layer)]  # type: ignore[index]
+        return self._call(function, x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+
+    # the new root
+
+    def _site(self, name: str) -> str:
+        """A name per call of a module: its input's scale, and so its bias, may differ."""
+        self.sites[name] = count = self.sites.get(name, 0) + 1
+        return name if count == 1 else f"{name}_call{count}"
+
+    def _container(self, path: str) -> nn.Module:
+        at = self.root
+        for part in path.split(".") if path else []:
+            if part not in at._modules:
+                at.add_module(part, nn.Module())
+            at = cast(nn.Module, at._modules[part])
+        return at
+
+    def _attach(self, path: str, module: nn.Module) -> None:
+        parent, _, leaf = path.rpartition(".")
+        host = self._container(parent)
+        if leaf not in host._modules:
+            host.add_module(leaf, module)
+
+    def _buffer(self, path: str, tensor: Tensor) -> fx.Node:
+        parent, _, leaf = path.rpartition(".")
+        host = self._container(parent)
+        if leaf not in host._buffers:
+            host.register_buffer(leaf, tensor.detach().clone())
+        return self.graph.create_node("get_attr", path)
+
+    def _get_attr(self, path: str) -> fx.Node:
+        value: Any = self.prepared
+        for part in path.split("."):
+            value = getattr(value, part)
+        return self._buffer(path, value)
+
+
+def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Integers `[C_out, ...]`, scale (scalar or `[C_out]`) and float bias `[C_out]` of a layer with its BatchNorm.
+
+    Args:
+        layer: a fake-quant convolution or linear layer.
+        norm: the BatchNorm that follows, None for none.
+    """
+    quantizer = layer.weight_quantizer
+    bias = cast("Tensor | None", layer.bias)
+    if norm is None:
+        return quantizer.integers(layer.weight), quantizer.scale.clone(), bias
+    norm = cast(Norm, norm)
+    var, mean = cast(Tensor, norm.running_var), cast(Tensor, norm.running_mean)
+    gamma = norm.weight if norm.weight is not None else torch.ones_like(var)
+    beta = norm.bias if norm.bias is not None else torch.zeros_like(var)
+    factor = fold_factor(gamma, var, norm.eps)
+    new_bias = fold_bias(bias, mean, beta, factor)
+    if quantizer.shape:
+        q, scale = fold_integers(quantizer.integers(layer.weight), quantizer.scale, factor)
+    else:
+        q, scale = quantizer.integers(layer.weight * layer.fold(gamma, var)), quantizer.scale.clone()
+    return q, scale, new_bias
+
+
+def _hosts(module: nn.Module) -> bool:
+    return isinstance(module, _FakeQuantBatchNorm)
+
+
+def _about(prepared: PreparedModel) -> dict[str, Any]:
+    return {
+        "example_inputs": prepared.example_inputs,
+        "recipe": prepared.recipe.name,
+        "target": prepared.target,
+        "model": prepared.plan.model,
+    }
