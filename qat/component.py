@@ -23,7 +23,7 @@ class Component:
         options: keyword arguments that the config sets.
 
     Raises:
-        ConfigError: when nothing is found at the path, or the class does not take an option.
+        ConfigError: when nothing callable is found at the path, or it does not take an option.
     """
 
     path: str
@@ -32,7 +32,12 @@ class Component:
     def __post_init__(self) -> None:
         """Resolve once, so that a wrong path or option fails where the recipe is read."""
         made = self.resolve()
-        parameters = inspect.signature(made).parameters
+        if not callable(made):
+            raise ConfigError(f"_target_ {self.path!r} is {made!r}, not a class. Name one as package.module.Name")
+        try:
+            parameters = inspect.signature(made).parameters
+        except ValueError:  # a builtin does not tell; it will judge its options itself
+            return
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         unknown = [] if takes_any else [k for k in self.options if k not in parameters]
         if unknown:

@@ -10,11 +10,11 @@ so that a runtime can take each operator with its own pair. An activation that t
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from qat.functional.folding import fit_bias, fold_bias, fold_factor, fold_intege
 from qat.functional.ste import IDENTITY, RELU, Clamp
 from qat.layers import FakeQuantConv1d, FakeQuantConv2d, FakeQuantConv3d, FakeQuantLinear, FakeQuantWeight
 from qat.layers.batchnorm import _FakeQuantBatchNorm
-from qat.placement.patterns import Role, role_of
+from qat.placement.patterns import Role, role_of, spatial_mean
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
 from qat.quantizers import FakeQuantize
@@ -76,7 +76,8 @@ class _Converter:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Value] = {}
         self.unfolded: dict[fx.Node, fx.Node] = {}  # BatchNorm's node -> the convolution that it folds into
-        self.sites: dict[str, int] = {}  # how often a module was called so far
+        self.calls: dict[str, int] = {}  # how often a module was called so far
+        self.sites: list[str] = []  # names of the quantized values, in order
 
     @torch.no_grad()
     def run(self) -> fx.GraphModule:
@@ -84,7 +85,7 @@ class _Converter:
         for node in self.source.nodes:
             self._visit(node)
         integer = fx.GraphModule(self.root, self.graph, class_name="IntegerModel")
-        integer.meta.update(prepared=_about(self.prepared))
+        integer.meta["prepared"] = {**_about(self.prepared), "sites": tuple(self.sites)}
         return integer.eval().requires_grad_(False)
 
     def _check(self) -> None:
@@ -107,7 +108,7 @@ class _Converter:
                 self.graph.output(fx.node.map_arg(node.args[0], self._read))
             case "call_module" if isinstance(module, FakeQuantize):
                 activation = cast(Clamp, node.kwargs.get("activation", IDENTITY))
-                self.values[node] = self._quantize(self._read(node.all_input_nodes[0]), module, activation)
+                self.values[node] = self._quantize(self._read(node.all_input_nodes[0]), module, activation, node)
             case "call_module" if isinstance(module, FakeQuantWeight):
                 norm = self._norm_after(node)
                 if norm is None:
@@ -116,8 +117,16 @@ class _Converter:
                     self.unfolded[norm] = node
             case "call_module" if isinstance(module, Norm) and (node in self.unfolded or _hosts(module)):
                 self._norm(node, module)
+            case _ if role is Role.ARITHMETIC and (keep := spatial_mean(node)) is not None:
+                pooled = self._call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
+                self.values[node] = pooled if keep else self._call(torch.flatten, pooled, 1)
             case _ if role is Role.IDENTITY:
                 self.values[node] = self.values[node.all_input_nodes[0]]
+            case _ if node.target is F.pad and role is Role.MOVE and isinstance(self.values[node.args[0]], OnGrid):
+                # on the integers themselves, zero being the zero point: onnxruntime keeps a float Pad in float
+                source = cast(OnGrid, self.values[cast(fx.Node, node.args[0])])
+                padded = self._call(F.pad, source.node, node.args[1], value=source.zero_point)
+                self.values[node] = replace(source, node=padded)
             case _ if role is Role.MOVE and isinstance(self.values[node.all_input_nodes[0]], OnGrid):
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
                 self.values[node] = self._requantize(self._copy(node), source, node)
@@ -146,9 +155,15 @@ class _Converter:
         """Back onto the grid that it came from: exact, for an operator that only moves values."""
         if original.target in (torch.chunk, torch.split, "chunk", "split"):
             return value  # a tuple: its elements are read, and put on grids, one by one
-        return OnGrid(self._call(OPS.quantize_per_tensor.default, value, *like.grid), *like.grid[:4])
+        return self._on_grid(value, original, *like.grid[:4])
 
-    def _quantize(self, value: fx.Node, quantizer: FakeQuantize, activation: Clamp) -> OnGrid:
+    def _on_grid(self, value: fx.Node, site: fx.Node, *grid: Any) -> OnGrid:
+        """Quantize a value; `site` is the node of the prepared graph whose integers these are."""
+        self.sites.append(site.name)
+        float_value = OnGrid(value, *grid)
+        return OnGrid(self._call(OPS.quantize_per_tensor.default, value, *float_value.grid), *grid)
+
+    def _quantize(self, value: fx.Node, quantizer: FakeQuantize, activation: Clamp, site: fx.Node) -> OnGrid:
         spec = quantizer.spec
         scale, zero = float(quantizer.scale), int(quantizer.zero_point)
         low_is_end = activation.low * 1.0 <= (spec.qmin - zero) * scale
@@ -158,8 +173,7 @@ class _Converter:
                 value = self._call(F.relu, value)
             else:
                 value = self._call(F.hardtanh, value, activation.low, activation.high)
-        on_grid = OnGrid(value, scale, zero, spec.qmin, spec.qmax)
-        return OnGrid(self._call(OPS.quantize_per_tensor.default, value, *on_grid.grid), *on_grid.grid[:4])
+        return self._on_grid(value, site, scale, zero, spec.qmin, spec.qmax)
 
     # convolutions and linear layers
 
@@ -176,7 +190,7 @@ class _Converter:
         layer = cast(FakeQuantWeight, self.modules[str(head.target)])
         value = self._weighted(head, layer, cast(Norm, norm))
         if isinstance(norm, _FakeQuantBatchNorm):
-            self.values[node] = self._quantize(value, norm.output_quantizer, norm.activation)
+            self.values[node] = self._quantize(value, norm.output_quantizer, norm.activation, node)
         else:
             self.values[node] = value
 
@@ -205,7 +219,8 @@ class _Converter:
         if scale.ndim == 0:
             return self._call(OPS.dequantize_per_tensor.default, node, float(scale), 0, qmin, qmax, q.dtype)
         scales = self._buffer(f"{name}_scale", scale)
-        zeros = self._buffer(f"{name}_zero_point", torch.zeros_like(scale, dtype=q.dtype))
+        # onnxruntime runs a linear layer on integers only if its weight has zero points; elsewhere they are just bytes
+        zeros = self._buffer(f"{name}_zero_point", torch.zeros_like(q[:, 0])) if q.ndim == 2 else None
         return self._call(OPS.dequantize_per_channel.default, node, scales, zeros, 0, qmin, qmax, q.dtype)
 
     def _product(self, layer: nn.Module, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
@@ -223,7 +238,7 @@ class _Converter:
 
     def _site(self, name: str) -> str:
         """A name per call of a module: its input's scale, and so its bias, may differ."""
-        self.sites[name] = count = self.sites.get(name, 0) + 1
+        self.calls[name] = count = self.calls.get(name, 0) + 1
         return name if count == 1 else f"{name}_call{count}"
 
     def _container(self, path: str) -> nn.Module:

@@ -1,16 +1,16 @@
 """The exception tree: whatever the user can mend ends in one of these, with the value, the rule and the way out.
 
-    QatError
-    ├── ConfigError        a name, key or value that no component takes (also a ValueError)
-    ├── DataError          an image that does not decode, an empty split, a missing folder
-    ├── CheckpointError    a float checkpoint that is missing, broken, or fits too little
-    ├── CaptureError       the model cannot be traced; names the line
-    ├── PlacementError     a rule that matches nothing, or nothing left to quantize
-    ├── CalibrationError   a quantizer whose range was never observed
-    ├── NumericsError      NaN or Inf in weights, activations or loss; names module and step
-    ├── ExportError        an operator the exporter does not know, a file that cannot be written
-    ├── RuntimeFailure     the runtime refused or failed to run the artefact
-    └── ParityError        the artefact departs from the trained model; names the first layer
+QatError
+├── ConfigError        a name, key or value that no component takes (also a ValueError)
+├── DataError          an image that does not decode, an empty split, a missing folder
+├── CheckpointError    a float checkpoint that is missing, broken, or fits too little
+├── CaptureError       the model cannot be traced; names the line
+├── PlacementError     a rule that matches nothing, or nothing left to quantize
+├── CalibrationError   a quantizer whose range was never observed
+├── NumericsError      NaN or Inf in weights, activations or loss; names module and step
+├── ExportError        an operator the exporter does not know, a file that cannot be written
+├── ArtifactError      the runtime refused or failed to run the artefact
+└── ParityError        the artefact departs from the trained model; names the first layer
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ExportError(QatError):
     """The integer model cannot be written as the artefact asked for."""
 
 
-class RuntimeFailure(QatError):
+class ArtifactError(QatError):
     """The runtime refused the artefact or failed while running it."""
 
 

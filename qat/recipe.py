@@ -66,7 +66,9 @@ class QuantRecipe:
         """Validate what spans both tensors."""
         object.__setattr__(self, "exclude", tuple(self.exclude))
         if self.activation.granularity is not Granularity.PER_TENSOR:
-            raise ConfigError("activation.granularity must be per_tensor: integer runtimes take one scale per activation")
+            raise ConfigError(
+                "activation.granularity must be per_tensor: integer runtimes take one scale per activation"
+            )
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | QuantRecipe) -> QuantRecipe:
@@ -131,7 +133,9 @@ def numerics(recipe: QuantRecipe, target: Target) -> Numerics:
         axis=0,
     )
     if weight.scheme is not Scheme.SYMMETRIC:
-        raise ConfigError(f"weight.scheme must be symmetric for target {target.name}: its products have no weight offset")
+        raise ConfigError(
+            f"weight.scheme must be symmetric for target {target.name}: its products have no weight offset"
+        )
     if weight.granularity is Granularity.PER_CHANNEL and not weight.narrow:
         raise ConfigError("per-channel weights need narrow: true, or BatchNorm with gamma < 0 does not fold exactly")
     if weight.bits > target.weight_bits:

@@ -27,7 +27,7 @@ class Target:
         weight_bits_reason: why not wider; shown in plan and card.
 
     Raises:
-        ConfigError: for an unknown key or runtime.
+        ConfigError: for an unknown key or runtime, or weight bits outside 2-8.
     """
 
     name: str
@@ -40,8 +40,9 @@ class Target:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if not 2 <= self.weight_bits <= 8:
-            raise ConfigError(f"need 2 <= target.weight_bits <= 8, got {self.weight_bits}")
+        bits = self.weight_bits
+        if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+            raise ConfigError(f"need 2 <= target.weight_bits <= 8, got {bits!r}")
         if self.runtime not in RUNTIMES:
             raise ConfigError(unknown_name("runtime", self.runtime, RUNTIMES))
 
@@ -56,6 +57,8 @@ class Target:
         for key in value:
             if key not in known:
                 raise ConfigError(unknown_name("key of a target", str(key), known))
+        if "name" not in value:
+            raise ConfigError("a target needs a name: name=my_target")
         return cls(**value)
 
 

@@ -60,9 +60,7 @@ def grid(scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, activation: Cl
             first = max(first, float(round(activation.low / s)))
         if activation.high < math.inf:
             last = min(last, float(round(activation.high / s)))
-        return Grid(
-            scale, first, last, max((first - 0.5) * s, activation.low), min((last + 0.5) * s, activation.high)
-        )
+        return Grid(scale, first, last, max((first - 0.5) * s, activation.low), min((last + 0.5) * s, activation.high))
     first_t, last_t = (qmin - zero_point).to(scale.dtype), (qmax - zero_point).to(scale.dtype)
     if activation.low > -math.inf:
         first_t = torch.maximum(first_t, torch.round(activation.low / scale))

@@ -17,6 +17,10 @@ def adopt(module: nn.Module, cls: type[M]) -> M:
     new = cls.__new__(cls)
     nn.Module.__init__(new)
     new.__dict__.update(module.__dict__)
-    for registry in ("_parameters", "_buffers", "_modules"):  # the new layer gets children that the old one must not see
+    for registry in (
+        "_parameters",
+        "_buffers",
+        "_modules",
+    ):  # the new layer gets children that the old one must not see
         new.__dict__[registry] = dict(module.__dict__[registry])
     return new

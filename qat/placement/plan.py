@@ -1,4 +1,4 @@
-"""The plan: what is quantized how, and what is not and why. Plain values; its text is `plan.txt` and the golden tests."""
+"""The plan: what is quantized how, and what is not and why. Plain values; the text is `plan.txt`."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """From a float model to its fake-quant copy.
 
-    capture the forward in both modes → find the sites of quantizers in each → swap layers for their fake-quant
-    subclasses under the same names → rewrite the graphs to call them → write down the plan
+capture the forward in both modes → find the sites of quantizers in each → swap layers for their fake-quant
+subclasses under the same names → rewrite the graphs to call them → write down the plan
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -103,6 +103,11 @@ def prepare(
             "after exclude; see plan names in the README, or drop an exclude pattern"
         )
     plan = describe(type(model).__name__, captured.eval, modules, sites[id(captured.eval)], left, recipe, target, grids)
+    keywords = example_kwargs or {}
+    inputs = [
+        *args,
+        *(keywords[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in keywords),
+    ]
     _Rewriter(root, modules, recipe, grids, [(g, sites[id(g)]) for g in graphs]).run()
     return PreparedModel(
         root,
@@ -111,7 +116,7 @@ def prepare(
         recipe=recipe,
         target=target,
         numerics=grids,
-        example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in args),
+        example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs),
     )
 
 
@@ -167,7 +172,7 @@ class _Rewriter:
             if name not in self.modules:
                 self._add(name, self._activation_quantizer())
             with graph.inserting_after(node):
-                kwargs = {} if clamp == IDENTITY else {"activation": clamp}
+                kwargs: dict[str, Any] = {} if clamp == IDENTITY else {"activation": clamp}
                 quantized = graph.create_node("call_module", name, (value,), kwargs)
             quantized.meta = {**node.meta}
         if quantized is not node:
@@ -179,8 +184,8 @@ class _Rewriter:
         layer = self.modules[name]
         folds = norm is not None and self.grids.weight.granularity is Granularity.PER_TENSOR
         if not isinstance(layer, FakeQuantWeight):
-            channels = layer.weight.shape[0]  # type: ignore[union-attr]
-            quantizer = build_quantizer(self.recipe.weight, self.grids.weight, channels=int(channels))  # type: ignore[arg-type]
+            channels = cast(Tensor, layer.weight).shape[0]
+            quantizer = build_quantizer(self.recipe.weight, self.grids.weight, channels=channels)
             eps = self.modules[str(norm.target)].eps if folds and norm is not None else None
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))]
             self._replace(name, swap.from_float(layer, quantizer, norm_eps=eps))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from qat.functional.ste import Clamp
 from qat.placement.plan import Plan
@@ -79,20 +81,24 @@ class PreparedModel(nn.Module):
 
 
 def plain_copy(graph: fx.Graph) -> fx.Graph:
-    """A copy without an owner and without shapes: names and arguments only, so that it pickles."""
+    """A copy without an owner, with shapes alone for what each value is, so that it pickles."""
     new = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     result = new.graph_copy(graph, mapping)
     new.output(result)
-    for node in new.nodes:
-        node.meta = {}
+    for node, copied in mapping.items():
+        copied.meta = {"val": tree_map_only(Tensor, _shape_alone, node.meta.get("val"))}
     return new
+
+
+def _shape_alone(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 class _Ref(NamedTuple):
     """A node, in the arguments of another."""
 
-    index: int
+    position: int
 
 
 def _flatten(graph: fx.Graph) -> list[tuple[Any, ...]]:
@@ -101,7 +107,7 @@ def _flatten(graph: fx.Graph) -> list[tuple[Any, ...]]:
     def refer(argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda n: _Ref(index[n]))
 
-    return [(n.op, n.target, refer(n.args), refer(n.kwargs), n.name) for n in graph.nodes]
+    return [(n.op, n.target, refer(n.args), refer(n.kwargs), n.name, n.meta.get("val")) for n in graph.nodes]
 
 
 def _unflatten(rows: list[tuple[Any, ...]]) -> fx.Graph:
@@ -110,7 +116,7 @@ def _unflatten(rows: list[tuple[Any, ...]]) -> fx.Graph:
 
     def resolve(argument: Any) -> Any:
         if isinstance(argument, _Ref):
-            return nodes[argument.index]
+            return nodes[argument.position]
         if isinstance(argument, dict):
             return {k: resolve(v) for k, v in argument.items()}
         if isinstance(argument, slice):
@@ -121,8 +127,9 @@ def _unflatten(rows: list[tuple[Any, ...]]) -> fx.Graph:
             return type(argument)(resolve(a) for a in argument)
         return argument
 
-    for op, target, args, kwargs, name in rows:
+    for op, target, args, kwargs, name, value in rows:
         nodes.append(graph.create_node(op, target, resolve(tuple(args)), resolve(dict(kwargs)), name))
+        nodes[-1].meta["val"] = value
     return graph
 
 

@@ -36,6 +36,6 @@ def excluded(patterns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     if useless:
         raise PlacementError(
             "exclude patterns that match no operator of the model:\n" + "\n".join(useless) + "\n"
-            "  Patterns are globs over the names in plan.txt, e.g. 'layer1.0.*' or '*.downsample'; remove or correct them"
+            "  Patterns are globs over the names in plan.txt, such as 'layer1.0.*'; correct or remove them"
         )
     return found

@@ -52,7 +52,7 @@ class Sites:
     @property
     def fused(self) -> dict[fx.Node, fx.Node]:
         """Nodes that run inside an integer operator, with that operator."""
-        inside = {}
+        inside: dict[fx.Node, fx.Node] = {}
         for head, tail in self.tails.items():
             inside |= {node: head for node in (tail.norm, tail.clamp) if node is not None}
         return inside
@@ -123,9 +123,7 @@ def name_nodes(graph: fx.Graph) -> dict[fx.Node, str]:
     seen: dict[str, int] = {}
     names = {}
     for node in graph.nodes:
-        if node.op == "call_module":
-            base = str(node.target)
-        elif node.op == "placeholder":
+        if node.op == "call_module" or node.op == "placeholder":
             base = str(node.target)
         else:
             stack = node.meta.get("nn_module_stack") or {}

@@ -60,6 +60,10 @@ class FakeQuantize(nn.Module, ABC):
     def forward(self, x: Tensor, activation: Clamp = IDENTITY) -> Tensor:
         """`activation(x)` on the grid; observes first when learning. Shape and dtype of `x`."""
 
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the range; the quantizer is not calibrated any more."""
+
     @property
     @abstractmethod
     def calibrated(self) -> bool:

@@ -1,7 +1,7 @@
 """A quantizer whose range is watched, not trained: scale and zero point follow an observer until it is frozen.
 
-    learning    observer takes in x, then (s, z) = qparams(low, high)
-    always      y = clamp(round(x / s) + z) - z) * s, straight-through gradient (functional/ste.py)
+learning    observer takes in x, then (s, z) = qparams(low, high)
+always      y = clamp(round(x / s) + z) - z) * s, straight-through gradient (functional/ste.py)
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ class ObservedFakeQuantize(FakeQuantize):
         self.register_buffer("scale", torch.ones(self.shape))
         self.register_buffer("zero_point", torch.zeros(self.shape, dtype=torch.int32))
 
+    def reset(self) -> None:
+        """Forget the range; scale and zero point stay until the next tensor is seen."""
+        self.observer.reset()
+
     @property
     def calibrated(self) -> bool:
-        """Whether the observer saw a tensor."""
-        return bool((self.observer.low <= self.observer.high).all())
+        """Whether the observer saw a tensor; NaN counts as seen."""
+        return not bool((self.observer.low > self.observer.high).any())
 
     @torch.no_grad()
     def observe(self, x: Tensor, activation: Clamp = IDENTITY) -> None:

@@ -1,0 +1,89 @@
+"""Set the ranges of a prepared model from data, before any training: post-training quantization.
+
+Batches go through the model in evaluation mode with fake quantization off, so that every range is that of the float
+model; a moving average starts as the plain mean over these batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.errors import CalibrationError, NumericsError
+from qat.placement.prepared import device_of, quantizers
+from qat.switches import fake_quant
+
+
+@torch.no_grad()
+def calibrate(prepared: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None) -> int:
+    """Observe the ranges of all values and weights; returns how many batches were seen.
+
+    Forgets what was observed before. The model's mode and switches are as before afterwards, with fake quantization on.
+
+    Args:
+        prepared: a model from `qat.prepare`, or a module that holds one.
+        batches: inputs, or tuples whose first element is the input (as a DataLoader gives), or dicts of keyword inputs.
+        max_batches: stop after so many.
+
+    Raises:
+        CalibrationError: no batch.
+        NumericsError: NaN or Inf in a value; names the first quantizer that saw it and the batch.
+    """
+    found = quantizers(prepared)
+    modes = {module: module.training for module in prepared.modules()}
+    observing = {q: q.observing for q in found.values()}
+    fake_quant(prepared, enabled=False)
+    prepared.eval()
+    for quantizer in found.values():
+        quantizer.reset()
+        quantizer.observing = True
+        quantizer.train()  # a quantizer learns in training mode; the model around it stays in evaluation mode
+    count = 0
+    try:
+        for batch in islice(batches, max_batches):
+            forward(prepared, batch)
+            count += 1
+            _require_finite(found, count)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for quantizer, was in observing.items():
+            quantizer.observing = was
+        fake_quant(prepared, enabled=True)
+    if count == 0:
+        raise CalibrationError("calibration saw no batch; pass at least one, e.g. a DataLoader over training images")
+    return count
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Call `model` on the inputs of a batch, moved to the model's device."""
+    device = device_of(model)
+    if isinstance(batch, Mapping):
+        return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+    inputs = inputs_of(batch)
+    return model(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
+
+
+def inputs_of(batch: Any) -> Any:
+    """The model's input in a batch: the batch itself, or its first element."""
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """Integer labels `[N]` in a batch, if it has any."""
+    if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        return batch[1]
+    return None
+
+
+def _require_finite(found: Mapping[str, Any], batch: int) -> None:
+    for name, quantizer in found.items():
+        if quantizer.calibrated and not torch.isfinite(quantizer.scale).all():
+            raise NumericsError(
+                f"NaN or Inf reached {name!r} in calibration batch {batch}. Check that batch for broken inputs, "
+                "and the float model's weights"
+            )

@@ -1,0 +1,47 @@
+"""The step that all artefacts share: torch.export with a dynamic batch dimension."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from qat.errors import ExportError
+
+
+def export_program(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    """An exported program on the CPU whose first dimension is free.
+
+    Args:
+        model: a model in evaluation mode; untouched.
+        example_inputs: at least two examples each, `[N, ...]`: a batch of one would be taken for a constant.
+
+    Raises:
+        ExportError: torch.export cannot follow the model, or the batch size is baked into it.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    inputs = tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in example_inputs)
+    shapes = tuple({0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None for x in inputs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ExportError(
+            f"torch.export cannot follow the model with a free batch size: {reason}. "
+            "Use x.shape[0] or -1 instead of a number for the batch; `torch.export.draft_export` shows the line"
+        ) from error
+
+
+def input_names(program: ExportedProgram) -> list[str]:
+    """Names of the inputs, as the model's forward has them."""
+    return list(program.graph_signature.user_inputs)  # type: ignore[arg-type]
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """`output`, or `output_0`, `output_1`, ... for a model with several."""
+    count = len(program.graph_signature.user_outputs)
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]

@@ -1,0 +1,27 @@
+"""`.pt2`: the exported program itself, for torch. Reading it needs the quantize operators, which `qat.runtime` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from qat.artifact import Artifact
+from qat.export.program import input_names, output_names
+from qat.files import replacing
+
+
+def write_pt2(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
+    """Save the program; `about` is what `convert` knows of the model."""
+    with replacing(path) as temporary:
+        torch.export.save(program, temporary)
+    return Artifact(
+        path=path,
+        target=about.get("target"),
+        inputs=tuple(input_names(program)),
+        outputs=tuple(output_names(program)),
+        sites=tuple(about.get("sites", ())),
+    )

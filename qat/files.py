@@ -1,0 +1,54 @@
+"""Write a file whole or not at all: beside its place first, then renamed onto it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qat.errors import ExportError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` when the block ends well, removed when it does not.
+
+    The temporary file has the same suffix, because some writers choose their format by it.
+
+    Raises:
+        ExportError: the folder cannot be written, or the disk is full; what was at `path` before is still there.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}. Choose a folder that can be written") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; "
+            "nothing was left half-written"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` to `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return Path(path)

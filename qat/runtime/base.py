@@ -1,0 +1,31 @@
+"""What every runtime is: a loaded artefact that maps a batch to its first output."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from qat.artifact import Artifact
+
+
+class Runtime(ABC):
+    """A loaded artefact.
+
+    Attributes:
+        artifact: what was loaded.
+        name: runtime, version and how the graph was treated, as the parity table shows it.
+    """
+
+    name: str
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """First output for inputs `[N, ...]`, on the CPU.
+
+        Raises:
+            ArtifactError: the runtime failed; its own words are in the message.
+        """

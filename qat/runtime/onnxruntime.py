@@ -1,0 +1,79 @@
+"""onnxruntime on the CPU, with graph optimizations off (is the graph right?) or on (is the deployment right?)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from qat.artifact import Artifact
+from qat.errors import ArtifactError
+from qat.runtime.base import Runtime
+
+ort.set_default_logger_severity(3)  # errors only: its warnings concern nodes that it rewrites itself
+
+
+class OnnxRuntime(Runtime):
+    """An ONNX file in an inference session.
+
+    Args:
+        artifact: an `.onnx` artefact.
+        optimize: all of onnxruntime's graph optimizations, its default, or none.
+        threads: threads inside one operator; None leaves it to onnxruntime.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, or holds what onnxruntime does not know.
+    """
+
+    def __init__(self, artifact: Artifact, *, optimize: bool = True, threads: int | None = None) -> None:
+        super().__init__(artifact)
+        self.name = f"onnxruntime {ort.__version__}, optimizations {'on' if optimize else 'off'}"
+        self._session = _session(artifact.path.read_bytes(), artifact, optimize, threads)
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """First output for `[N, ...]`."""
+        return self.run(x, None)[0]
+
+    def run(self, x: Tensor, outputs: Sequence[str] | None) -> list[Tensor]:
+        """The named outputs, all of them for None."""
+        try:
+            found = self._session.run(outputs, {self._input: np.ascontiguousarray(x.detach().cpu().numpy())})
+        except Exception as error:
+            raise ArtifactError(f"onnxruntime failed on {self.artifact.path.name}: {error}") from error
+        return [torch.from_numpy(value) for value in found]
+
+
+def intermediate_integers(artifact: Artifact, x: Tensor) -> dict[str, Tensor]:
+    """Every value that the artefact stores as integers, by site, with optimizations off.
+
+    The stored file is untouched: a copy in memory gets the values as further outputs.
+    """
+    model = onnx.load(artifact.path)
+    types = {-1: onnx.TensorProto.INT8, 0: onnx.TensorProto.UINT8}
+    zero_points = {i.name: i.data_type for i in model.graph.initializer}
+    names = []
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            dtype = zero_points.get(node.input[2], types[0])
+            model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], dtype, None))
+            names.append(node.output[0])
+    session = _session(model.SerializeToString(), artifact, optimize=False, threads=None)
+    values = session.run(names, {session.get_inputs()[0].name: x.detach().cpu().numpy()})
+    return {name.removesuffix("_quantized"): torch.from_numpy(v) for name, v in zip(names, values, strict=True)}
+
+
+def _session(model: bytes, artifact: Artifact, optimize: bool, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(f"onnxruntime {ort.__version__} refuses {artifact.path.name}: {error}") from error

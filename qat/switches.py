@@ -1,0 +1,45 @@
+"""Switches for any training loop: fake quantization, observers, BatchNorm statistics.
+
+They act at once and are idempotent, so a schedule can apply them at every batch. None of them is saved in a checkpoint:
+the time belongs to the schedule, not to the model.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qat.errors import PlacementError
+from qat.placement.prepared import PreparedModel, batchnorms, quantizers
+
+
+def fake_quant(model: nn.Module, *, enabled: bool) -> None:
+    """Switch all fake-quant modules below `model` on or off; off, it computes exactly what the float model does."""
+    for quantizer in _quantizers(model):
+        quantizer.enabled = enabled
+
+
+def observers(model: nn.Module, *, enabled: bool) -> None:
+    """Let ranges follow the data in training mode, or freeze them. They never move in evaluation mode."""
+    for quantizer in _quantizers(model):
+        quantizer.observing = enabled
+
+
+def freeze_batchnorm(model: nn.Module, *, frozen: bool = True) -> None:
+    """Keep BatchNorm's running mean and variance as they are, through later calls of `train()` too.
+
+    Weight and bias of BatchNorm go on training; the running statistics normalise training batches as well.
+    """
+    prepared = [m for m in model.modules() if isinstance(m, PreparedModel)]
+    if not prepared:
+        raise PlacementError(f"no prepared model in {type(model).__name__}; call qat.prepare first")
+    for module in prepared:
+        module.batchnorm_frozen = frozen
+        for norm in batchnorms(module):
+            norm.training = module.training and not frozen
+
+
+def _quantizers(model: nn.Module) -> list:
+    found = list(quantizers(model).values())
+    if not found:
+        raise PlacementError(f"no quantizer in {type(model).__name__}; call qat.prepare first")
+    return found

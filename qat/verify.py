@@ -1,0 +1,315 @@
+"""The parity gate: does the artefact, in its runtime, behave like the model that was trained?
+
+    float | prepared, fake-quant off | fake-quant | integer reference | runtime, optimizations off | runtime, default
+
+Every stage sees the same batches and is compared with the fake-quant model. What may differ, and why anything may at
+all: integers are exact, but the sums between them are floats, and a value that lies within a rounding error of the
+middle between two integers may fall to either side.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.artifact import Artifact
+from qat.calibrate import inputs_of, labels_of
+from qat.convert import OPS, convert
+from qat.errors import DataError, NumericsError, ParityError
+from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
+from qat.runtime import load
+from qat.runtime.onnxruntime import intermediate_integers
+from qat.switches import fake_quant
+
+DEPARTED = 0.01  # a layer departs when more than this share of its integers is off by more than one step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far the artefact may be from the fake-quant model.
+
+    Args:
+        agreement: least share of examples with the same class, in percent. 99: on an untrained or barely trained model
+            many logits tie to within a step, so that single flips change classes; a trained one stays above 99.5.
+        top1: largest difference of top-1, in points.
+    """
+
+    agreement: float = 99.0
+    top1: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One column of the ladder, over all examples.
+
+    Attributes:
+        name: what computed it.
+        top1: percent; None without labels.
+        agreement: percent of examples with the fake-quant model's class.
+        max_steps: largest difference from the fake-quant model's output, in steps of the output's grid.
+        mean_steps: mean of that difference.
+        gated: whether the tolerance applies.
+    """
+
+    name: str
+    top1: float | None
+    agreement: float
+    max_steps: float
+    mean_steps: float
+    gated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """The parity table.
+
+    Attributes:
+        stages: in the order of the ladder.
+        examples: how many were compared.
+        step: size of one step of the output's grid, in logits; None when the output is in float.
+        tolerance: what was allowed.
+        departure: the first layer that departs, when the gate fails.
+    """
+
+    stages: tuple[Stage, ...]
+    examples: int
+    step: float | None
+    tolerance: Tolerance
+    departure: str = ""
+
+    def stage(self, name: str) -> Stage:
+        """A stage by the beginning of its name."""
+        return next(s for s in self.stages if s.name.startswith(name))
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What lies outside the tolerance, one sentence each."""
+        base = self.stage(FAKE_QUANT)
+        found = []
+        for s in self.stages:
+            if not s.gated:
+                continue
+            if s.agreement < self.tolerance.agreement:
+                found.append(f"{s.name}: agreement {s.agreement:.2f} %, need {self.tolerance.agreement:g} %")
+            if s.top1 is not None and base.top1 is not None and abs(s.top1 - base.top1) > self.tolerance.top1:
+                found.append(
+                    f"{s.name}: top-1 {s.top1:.2f} % against {base.top1:.2f} %, need {self.tolerance.top1:g} points"
+                )
+        return tuple(found)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gated stage lies within the tolerance."""
+        return not self.failures
+
+    def require(self) -> ParityReport:
+        """Itself, if passed.
+
+        Raises:
+            ParityError: naming what is outside the tolerance and the first layer that departs.
+        """
+        if not self.passed:
+            where = f" First layer that departs: {self.departure}." if self.departure else ""
+            raise ParityError(
+                f"the artefact departs from the trained model: {'; '.join(self.failures)}.{where} "
+                "On a CPU without VNNI, 8-bit weights saturate: use target=onnxruntime, whose weights have 7 bits"
+            )
+        return self
+
+
+FAKE_QUANT = "fake-quant"
+
+
+@dataclass
+class _Tally:
+    name: str
+    gated: bool
+    correct: int = 0
+    agree: int = 0
+    max_steps: float = 0.0
+    sum_steps: float = 0.0
+    values: int = field(default=0)
+
+    def add(self, output: Tensor, base: Tensor, labels: Tensor | None, step: float) -> None:
+        if not torch.isfinite(output).all():
+            raise NumericsError(f"NaN or Inf in the output of stage {self.name!r}; compare layer by layer from there")
+        steps = (output - base).abs().div(step)
+        self.agree += int((output.argmax(1) == base.argmax(1)).sum())
+        self.correct += int((output.argmax(1) == labels.cpu()).sum()) if labels is not None else 0
+        self.max_steps = max(self.max_steps, float(steps.max()))
+        self.sum_steps += float(steps.sum())
+        self.values += steps.numel()
+
+    def stage(self, examples: int, labelled: bool) -> Stage:
+        return Stage(
+            name=self.name,
+            top1=100.0 * self.correct / examples if labelled else None,
+            agreement=100.0 * self.agree / examples,
+            max_steps=self.max_steps,
+            mean_steps=self.sum_steps / self.values,
+            gated=self.gated,
+        )
+
+
+@torch.no_grad()
+def verify(
+    prepared: PreparedModel,
+    artifact: Artifact,
+    batches: Iterable[Any],
+    *,
+    float_model: nn.Module | None = None,
+    tolerance: Tolerance | None = None,
+    strict: bool = True,
+) -> ParityReport:
+    """The parity table of an artefact, and its gate.
+
+    Args:
+        prepared: the trained fake-quant model; its mode and switches are as before afterwards.
+        artifact: from `qat.export`.
+        batches: inputs `[N, ...]`, or tuples of inputs and labels `[N]`, as a DataLoader gives.
+        float_model: the float baseline, for the first column.
+        tolerance: how far stages may be apart.
+        strict: raise when outside the tolerance; False only reports.
+
+    Raises:
+        ParityError: outside the tolerance.
+        ArtifactError: the runtime refuses or fails.
+        DataError: no batch.
+    """
+    tolerance = tolerance or Tolerance()
+    integer = convert(prepared)
+    step = output_step(integer)
+    stages, base = _stages(prepared, artifact, integer, float_model)
+    tallies = {name: _Tally(name, gated) for name, (_, gated) in stages.items()}
+    examples, labelled, worst = 0, True, (0.0, None)
+    with _evaluating(prepared):
+        for batch in batches:
+            x, labels = inputs_of(batch), labels_of(batch)
+            reference = base(x)
+            before = sum(t.sum_steps for t in tallies.values())
+            for name, (run, _) in stages.items():
+                tallies[name].add(run(x), reference, labels, step or 1.0)
+            worst = max(worst, (sum(t.sum_steps for t in tallies.values()) - before, x), key=lambda w: w[0])
+            examples += len(x)
+            labelled &= labels is not None
+    if not examples:
+        raise DataError("verification saw no batch; pass the validation split, e.g. its DataLoader")
+    report = ParityReport(
+        stages=tuple(t.stage(examples, labelled) for t in tallies.values()),
+        examples=examples,
+        step=step,
+        tolerance=tolerance,
+    )
+    if not report.passed and worst[1] is not None:
+        report = ParityReport(**{**vars(report), "departure": first_departure(prepared, artifact, worst[1])})
+    return report.require() if strict else report
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+def _stages(
+    prepared: PreparedModel, artifact: Artifact, integer: fx.GraphModule, float_model: nn.Module | None
+) -> tuple[dict[str, tuple[Run, bool]], Run]:
+    device = device_of(prepared)
+
+    def on_device(model: nn.Module) -> Run:
+        return lambda x: first_output(model(x.to(device))).float().cpu()
+
+    def switched_off(x: Tensor) -> Tensor:
+        fake_quant(prepared, enabled=False)
+        try:
+            return on_device(prepared)(x)
+        finally:
+            fake_quant(prepared, enabled=True)
+
+    base = on_device(prepared)
+    stages: dict[str, tuple[Run, bool]] = {}
+    if float_model is not None:
+        stages["float"] = (on_device(copy.deepcopy(float_model).to(device).eval()), False)
+    stages["prepared, fake-quant off"] = (switched_off, False)
+    stages[FAKE_QUANT] = (base, False)
+    stages["integer reference (torch)"] = (on_device(integer), True)
+    if artifact.kind == ".onnx":
+        off = load(artifact, optimize=False)
+        stages[off.name] = (off, True)
+    default = load(artifact)
+    stages[default.name] = (default, True)
+    return stages, base
+
+
+@contextmanager
+def _evaluating(prepared: PreparedModel) -> Iterator[None]:
+    modes = {module: module.training for module in prepared.modules()}
+    enabled = {q: q.enabled for q in quantizers(prepared).values()}
+    prepared.eval()
+    fake_quant(prepared, enabled=True)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for quantizer, was in enabled.items():
+            quantizer.enabled = was
+
+
+def first_output(result: Any) -> Tensor:
+    """The tensor that a classifier means: itself, or the first element or value of what it returned."""
+    if isinstance(result, Tensor):
+        return result
+    values = result.values() if isinstance(result, dict) else result
+    return cast(Tensor, next(iter(values)))
+
+
+def output_step(integer: fx.GraphModule) -> float | None:
+    """Size of one step of the output's grid; None when the output is in float."""
+    output = next(n for n in integer.graph.nodes if n.op == "output")
+    last = output.all_input_nodes[0]
+    return float(last.args[1]) if last.target is OPS.dequantize_per_tensor.default else None
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, prepared: PreparedModel, names: Iterable[str]) -> None:
+        super().__init__(fx.GraphModule(prepared, plain_copy(prepared.graphs[False])))
+        self.names, self.seen = set(names), dict[str, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.seen[n.name] = value
+        return value
+
+
+@torch.no_grad()
+def first_departure(prepared: PreparedModel, artifact: Artifact, x: Tensor) -> str:
+    """The first value whose integers differ between fake-quant model and artefact, with how much; empty if none does.
+
+    Args:
+        prepared: the fake-quant model.
+        artifact: an `.onnx` artefact of it; for others the answer is empty.
+        x: one batch of inputs.
+    """
+    if artifact.kind != ".onnx":
+        return ""
+    grids = _grids(convert(prepared), artifact.sites)
+    with _evaluating(prepared):
+        recorder = _Recorder(prepared, artifact.sites)
+        recorder.run(x.to(device_of(prepared)))
+    for site, integers in intermediate_integers(artifact, x).items():
+        scale, zero = grids[site]
+        mine = (recorder.seen[site].float().cpu() / scale).round() + zero
+        share = float(((mine - integers.float()).abs() > 1).float().mean())
+        if share > DEPARTED:
+            return f"{site} ({100 * share:.1f} % of its integers are off by more than one step)"
+    return ""
+
+
+def _grids(integer: fx.GraphModule, sites: tuple[str, ...]) -> dict[str, tuple[float, int]]:
+    quantized = [n for n in integer.graph.nodes if n.target is OPS.quantize_per_tensor.default]
+    return {site: (float(n.args[1]), int(n.args[2])) for site, n in zip(sites, quantized, strict=True)}

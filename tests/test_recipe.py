@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+
+from qat.component import Component
+from qat.errors import ConfigError
+from qat.presets import load_preset, preset_names
+from qat.recipe import QuantRecipe, numerics
+from qat.spec import Granularity, IntSpec, Scheme
+from qat.target import Target
+
+W8A8 = QuantRecipe.parse("w8a8")
+
+
+def changed(**changes):
+    """The mapping of w8a8 with `weight__bits=4` written into it."""
+    mapping = copy.deepcopy(load_preset("quant", "w8a8"))
+    for path, value in changes.items():
+        *parents, leaf = path.split("__")
+        at = mapping
+        for key in parents:
+            at = at[key]
+        at[leaf] = value
+    return mapping
+
+
+@pytest.mark.parametrize("name", preset_names("quant"))
+@pytest.mark.parametrize("target", preset_names("target"))
+def test_every_recipe_gets_grids_on_every_target(name, target):
+    recipe, place = QuantRecipe.parse(name), Target.parse(target)
+    grids = numerics(recipe, place)
+    assert grids.weight.bits == min(recipe.weight.bits, place.weight_bits)
+    assert grids.activation.signed == place.activation_signed
+    assert QuantRecipe.parse(load_preset("quant", name)) == recipe
+
+
+def test_w8a8_for_onnxruntime_stores_seven_bits_and_says_why():
+    grids = numerics(W8A8, Target.parse("onnxruntime"))
+    assert grids.weight == IntSpec(bits=7, narrow=True, granularity=Granularity.PER_CHANNEL)
+    assert grids.activation == IntSpec(signed=False, scheme=Scheme.AFFINE)
+    (note,) = grids.notes
+    assert note.startswith("weights: 8 -> 7 bits, ")
+    assert "VNNI" in note
+
+
+def test_nothing_to_say_where_the_target_agrees():
+    assert numerics(W8A8, Target.parse("onnxruntime_vnni")).notes == ()
+    assert numerics(QuantRecipe.parse("w4a8"), Target.parse("onnxruntime")).notes == ()
+
+
+def test_a_recipe_is_a_value():
+    assert QuantRecipe.parse(W8A8) is W8A8
+    assert W8A8.weight.observer == Component(path="qat.observers.MinMax", options={"latest": True})
+    assert W8A8.exclude == ()
+    assert QuantRecipe.parse(changed(exclude=["fc", "layer1.*"])).exclude == ("fc", "layer1.*")
+    with pytest.raises(dataclasses.FrozenInstanceError, match="name"):
+        W8A8.name = "other"
+
+
+def test_parsing_leaves_the_mapping_alone():
+    mapping = changed()
+    QuantRecipe.parse(mapping)
+    assert mapping == load_preset("quant", "w8a8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exclud": []}, r"unknown key of a recipe 'exclud'\. Did you mean exclude\?"),
+        ({"weight__bit": 8}, r"unknown key of quant\.weight 'bit'\. Did you mean bits\?"),
+        ({"weight__bits": 9}, r"need 2 <= bits <= 8, got bits=9"),
+        ({"activation__bits": "8"}, r"need 2 <= bits <= 8, got bits='8'"),
+        ({"activation__scheme": "asym"}, r"unknown scheme 'asym'; known: affine, symmetric"),
+        ({"weight__granularity": "per_block"}, r"unknown granularity 'per_block'"),
+        ({"activation__granularity": "per_channel"}, r"activation\.granularity must be per_tensor"),
+        ({"activation__observer": {}}, r"need a mapping with _target_"),
+        ({"activation__observer": {"_target_": "qat.observers.MinMax", "momentum": 1}}, r"takes no option momentum"),
+        ({"weight": {"bits": 8}}, r"quant\.weight lacks scheme, granularity, observer, quantizer; start from"),
+        ({"activation": None}, r"quant\.activation lacks bits, scheme"),
+    ],
+)
+def test_what_a_recipe_refuses(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        QuantRecipe.parse(changed(**changes))
+
+
+def test_a_recipe_needs_a_name():
+    mapping = changed()
+    del mapping["name"]
+    with pytest.raises(ConfigError, match="a recipe needs a name: name=my_recipe"):
+        QuantRecipe.parse(mapping)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'w3a3'\..* Known: .*w8a8"):
+        QuantRecipe.parse("w3a3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight__scheme": "affine"}, r"weight\.scheme must be symmetric for target onnxruntime"),
+        ({"weight__narrow": False}, r"per-channel weights need narrow: true, or BatchNorm with gamma < 0"),
+    ],
+)
+def test_what_a_target_cannot_run(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        numerics(QuantRecipe.parse(changed(**changes)), Target.parse("onnxruntime"))
+
+
+def test_a_whole_weight_on_one_scale_may_use_the_full_range():
+    recipe = QuantRecipe.parse(changed(weight__granularity="per_tensor", weight__narrow=False))
+    grid = numerics(recipe, Target.parse("onnxruntime_vnni")).weight
+    assert (grid.qmin, grid.qmax) == (-128, 127)

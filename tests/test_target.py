@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from qat.errors import ConfigError
+from qat.presets import load_preset, preset_names
+from qat.target import Target
+
+
+@pytest.mark.parametrize("name", preset_names("target"))
+def test_every_preset_parses(name):
+    assert Target.parse(name).name == name
+    assert Target.parse(load_preset("target", name)) == Target.parse(name)
+
+
+def test_the_default_target_is_exact_without_vnni():
+    target = Target.parse("onnxruntime")
+    assert (target.weight_bits, target.activation_signed, target.opset) == (7, False, 21)
+    assert "saturates" in target.weight_bits_reason
+    assert Target.parse("onnxruntime_vnni").weight_bits == 8
+
+
+def test_a_value_passes_through():
+    target = Target(name="mine")
+    assert Target.parse(target) is target
+
+
+def test_unknown_name_key_and_runtime():
+    with pytest.raises(ConfigError, match=r"unknown target 'onnxruntime_vni'\. Did you mean onnxruntime_vnni"):
+        Target.parse("onnxruntime_vni")
+    with pytest.raises(ConfigError, match=r"unknown key of a target 'weight_bit'\. Did you mean weight_bits"):
+        Target.parse({"name": "mine", "weight_bit": 7})
+    with pytest.raises(ConfigError, match=r"unknown runtime 'tflite'\. .*Known: onnxruntime, torch"):
+        Target(name="mine", runtime="tflite")
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_weight_bits_outside_the_storage(bits):
+    with pytest.raises(ConfigError, match=rf"need 2 <= target.weight_bits <= 8, got {bits}"):
+        Target(name="mine", weight_bits=bits)
+
+
+def test_a_target_without_a_name_is_an_error_of_the_config():
+    with pytest.raises(ConfigError, match="name"):
+        Target.parse({"weight_bits": 7})
