@@ -30,6 +30,7 @@ from qat.quantizers import FakeQuantize
 
 OPS = torch.ops.quantized_decomposed
 Norm = nn.modules.batchnorm._BatchNorm
+QUANTIZED = (FakeQuantWeight, _FakeQuantBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class _Converter:
             case "placeholder":
                 self.values[node] = self.graph.placeholder(str(node.target), *node.args[:1])
             case "get_attr":
-                if any(not isinstance(self.modules.get(str(u.target)), FakeQuantWeight) for u in node.users):
+                if any(not isinstance(self.modules.get(str(u.target)), QUANTIZED) for u in node.users):
                     self.values[node] = self._get_attr(str(node.target))
             case "output":
                 self.graph.output(fx.node.map_arg(node.args[0], self._read))
@@ -148,7 +149,7 @@ class _Converter:
     def _copy(self, node: fx.Node) -> fx.Node:
         """The node as it is, in float."""
         if node.op == "call_module":
-            self._attach(str(node.target), copy.deepcopy(self.modules[str(node.target)]))
+            self._attach(str(node.target), _without_quantizers(copy.deepcopy(self.modules[str(node.target)])))
         return self.graph.node_copy(node, self._read)
 
     def _requantize(self, value: fx.Node, like: OnGrid, original: fx.Node) -> Value:
@@ -291,6 +292,12 @@ def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tens
     else:
         q, scale = quantizer.integers(layer.weight * layer.fold(gamma, var)), quantizer.scale.clone()
     return q, scale, new_bias
+
+
+def _without_quantizers(module: nn.Module) -> nn.Module:
+    for name in [n for n, child in module.named_children() if isinstance(child, FakeQuantize)]:
+        delattr(module, name)
+    return module
 
 
 def _hosts(module: nn.Module) -> bool:

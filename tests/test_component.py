@@ -38,7 +38,7 @@ def test_parse_reads_hydras_spelling_and_leaves_the_mapping_alone():
 
 @pytest.mark.parametrize("mapping", [{}, {"latest": True}, {"_target_": 3}])
 def test_a_mapping_without_target(mapping):
-    with pytest.raises(ConfigError, match="need a mapping with _target_: package.module.Name, got"):
+    with pytest.raises(ConfigError, match=r"need a mapping with _target_: package\.module\.Name, got"):
         Component.parse(mapping)
 
 
@@ -49,7 +49,7 @@ def test_a_path_that_leads_nowhere(path):
 
 
 def test_an_option_that_the_class_does_not_take():
-    with pytest.raises(ConfigError, match="qat.observers.MinMax takes no option momentum; it takes latest, shape, axis"):
+    with pytest.raises(ConfigError, match=r"MinMax takes no option momentum; it takes latest, shape, axis"):
         Component(path="qat.observers.MinMax", options={"momentum": 0.1})
 
 

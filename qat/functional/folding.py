@@ -60,3 +60,14 @@ def fit_bias(q: Tensor, scale: Tensor, bias: Tensor, input_scale: float) -> tupl
         q, scale = torch.round(q * ratio).to(q.dtype), new
     steps = torch.round(bias.double() / (scale.double() * input_scale))
     return q, scale, steps.to(torch.int32)
+
+
+def round_bias(bias: Tensor, step: Tensor) -> Tensor:
+    """The bias `[C]` that an int32 at scale `step` says; the gradient passes straight through.
+
+    The error is at most half of `step = s_x * s_w`, but the same for a whole channel: without this, a share of the next
+    layer's integers of that size falls to the other side, in every layer anew.
+    """
+    steps = step.double().clamp(min=EPS**2)
+    rounded = (torch.round(bias.detach().double() / steps) * steps).to(bias.dtype)
+    return bias + (rounded - bias.detach())

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from qat.functional.epilogue import Norm, Quant, norm_act_quant
+from qat.functional.folding import fold_bias, fold_factor, round_bias
+from qat.functional.regional import regional_norm_act_quant
 from qat.functional.ste import Clamp
 from qat.layers.adopt import adopt
+from qat.observers import Observer
 from qat.quantizers import FakeQuantize, ObservedFakeQuantize
 
 
@@ -21,10 +25,12 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
     Attributes:
         activation: the clamp between BatchNorm and quantizer.
         output_quantizer: the tensor-wise quantizer of the result.
+        regional: whether the fused function runs in compiled loops; see `qat.compile_regions`.
     """
 
     activation: Clamp
     output_quantizer: FakeQuantize
+    regional = False
 
     @classmethod
     def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize):  # noqa: ANN206, D102
@@ -39,23 +45,48 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
         plain = type(quantizer) is ObservedFakeQuantize and quantizer.enabled and not quantizer.shape
         return plain and self.affine and self.track_running_stats
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, ...] -> [N, C, ...]`."""
+    def forward(
+        self,
+        x: Tensor,
+        input_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        layer_bias: Tensor | None = None,
+    ) -> Tensor:
+        """`[N, C, ...] -> [N, C, ...]`; the scales and bias are those of the layer before, for `rounded_bias`."""
         if not self._fuses():
             return self.output_quantizer(super().forward(x), self.activation)
         quantizer = cast(ObservedFakeQuantize, self.output_quantizer)
         learning = quantizer.learning
         spec = quantizer.spec
-        y = norm_act_quant(
+        ends_suffice = not learning or type(quantizer.observer).observe is Observer.observe
+        run = regional_norm_act_quant if self.regional and ends_suffice else norm_act_quant
+        y = run(
             x.float(),
-            self._norm(),
+            self._norm(self.rounded_bias(input_scale, weight_scale, layer_bias)),
             self.activation,
             Quant(quantizer.scale, quantizer.zero_point, spec.qmin, spec.qmax),
             (lambda n: quantizer.observe(n, self.activation)) if learning else None,
         )
         return y.to(x.dtype)
 
-    def _norm(self) -> Norm:
+    def rounded_bias(
+        self, input_scale: Tensor | None, weight_scale: Tensor | None, layer_bias: Tensor | None
+    ) -> Tensor:
+        """The bias `[C]` such that the folded one is an integer at scale `input_scale * weight_scale`, as deployed.
+
+        Only where running statistics normalise; those of a batch are never folded.
+        """
+        if input_scale is None or weight_scale is None or self.training:
+            return self.bias
+        with torch.no_grad():
+            mean, var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+            factor = fold_factor(self.weight, var, self.eps)
+            folded = fold_bias(layer_bias, mean, self.bias, factor)
+            scale = weight_scale * factor.abs() if weight_scale.ndim else weight_scale
+            change = round_bias(folded, scale * input_scale) - folded
+        return self.bias + change
+
+    def _norm(self, bias: Tensor) -> Norm:
         momentum = self.momentum
         if self.training:
             tracked = cast(Tensor, self.num_batches_tracked)
@@ -64,7 +95,7 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
                 momentum = 1.0 / float(tracked)
         return Norm(
             self.weight,
-            self.bias,
+            bias,
             cast(Tensor, self.running_mean),
             cast(Tensor, self.running_var),
             momentum or 0.0,

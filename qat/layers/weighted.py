@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional.folding import fold_factor
+from qat.functional.folding import fold_factor, round_bias
 from qat.layers.adopt import adopt
 from qat.quantizers import FakeQuantize
 
@@ -27,6 +27,7 @@ class FakeQuantWeight(nn.Module):
     """
 
     weight: Tensor
+    bias: Tensor | None
     weight_quantizer: FakeQuantize
     norm_eps: float | None
 
@@ -51,3 +52,9 @@ class FakeQuantWeight(nn.Module):
             return self.weight_quantizer(self.weight)
         factor = self.fold(norm_weight, norm_var)
         return self.weight_quantizer(self.weight * factor) / factor
+
+    def integer_bias(self, input_scale: Tensor | None) -> Tensor | None:
+        """The bias `[C_out]` as an int32 at scale `input_scale * s_w` says it; as it is while quantizers are off."""
+        if input_scale is None or self.bias is None or not self.weight_quantizer.enabled:
+            return self.bias
+        return round_bias(self.bias, input_scale * self.weight_quantizer.scale)

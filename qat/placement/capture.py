@@ -7,6 +7,7 @@ serves one mode. The model is traced in both; where the graphs are equal, one is
 from __future__ import annotations
 
 import inspect
+import operator
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qat.errors import CaptureError
 
 OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
+
+
+AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # x += y
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def capture(
     Args:
         model: any `nn.Module` without data-dependent control flow.
         example_inputs: positional inputs, as for a forward call.
-        example_kwargs: keyword inputs. Arguments named by neither keep their default value.
+        example_kwargs: keyword inputs. Arguments named by neither keep their default value; a bool, string or None
+            is a setting that forward branches on, so it is fixed at that value, and no argument any more.
         leaf_modules: module classes to keep whole, in float.
 
     Raises:
@@ -86,11 +91,12 @@ def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
             f"{type(model).__name__}.forward{signature} cannot be called with {len(args)} positional inputs and "
             f"keywords {sorted(kwargs)}: {error}. Pass example_inputs as forward takes them"
         ) from None
-    return {
+    defaults = {
         name: parameter.default
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is not inspect.Parameter.empty
     }
+    return defaults | {name: value for name, value in given.items() if isinstance(value, bool | str | None)}
 
 
 def _trace(model: nn.Module, constants: dict[str, Any], leaf_modules: tuple[type[nn.Module], ...]) -> fx.Graph:
@@ -102,6 +108,7 @@ def _trace(model: nn.Module, constants: dict[str, Any], leaf_modules: tuple[type
     except Exception as error:
         raise CaptureError(_where(model, error)) from error
     _drop_constants(graph, constants)
+    _read_what_was_written(graph, dict(model.named_modules()))
     return graph
 
 
@@ -115,6 +122,30 @@ def _drop_constants(graph: fx.Graph, constants: Iterable[str]) -> None:
     for node in reversed(list(graph.nodes)):
         if node in below and not node.users:
             graph.erase_node(node)
+
+
+def _read_what_was_written(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Let those who read a value after an operator wrote into it, `relu_(x)`, read that operator's result instead.
+
+    The graph then says what the float model computes, also when the operator is replaced by one that writes nothing.
+    """
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.all_input_nodes and _writes(node, modules):
+            node.all_input_nodes[0].replace_all_uses_with(
+                node, delete_user_cb=lambda user, written=place[node]: place[user] > written
+            )
+
+
+def _writes(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node's first input holds its result afterwards."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    by_name = name.endswith("_") and not name.endswith("__")
+    return by_name or node.target in AUGMENTED or bool(node.kwargs.get("inplace"))
 
 
 def _where(model: nn.Module, error: Exception) -> str:
@@ -139,8 +170,3 @@ def _signature(graph: fx.Graph) -> list[Any]:
         return repr(mapped)
 
     return [(node.op, str(node.target), plain(node.args), plain(node.kwargs)) for node in graph.nodes]
-
-
-def batch_of(inputs: tuple[Any, ...]) -> int | None:
-    """Size of the first axis of the first tensor among the inputs."""
-    return next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim), None)

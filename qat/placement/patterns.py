@@ -82,12 +82,15 @@ def is_tensor(node: Any) -> bool:
 def role_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
     """What `node` does to grids. Subclasses of a layer have the layer's role when they keep its forward."""
     role = Role.FLOAT
-    if (module := module_of(node, modules)) is not None:
+    module = module_of(node, modules)
+    if module is not None:
         role = next((r for cls, r in MODULES.items() if _computes_like(module, cls)), Role.FLOAT)
     elif node.op == "call_function":
         role = FUNCTIONS.get(node.target, Role.FLOAT)
     elif node.op == "call_method":
         role = METHODS.get(str(node.target), Role.FLOAT)
+    if role is Role.NORM and module is not None and module.running_mean is None:
+        return Role.FLOAT  # every batch has its own statistics: nothing to fold
     if role is Role.CLAMP and clamp_of(node, modules) is None:
         return Role.FLOAT  # a hardtanh that zero is not an end of
     if role is Role.ARITHMETIC and not _new_grid(node):

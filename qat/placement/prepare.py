@@ -25,12 +25,13 @@ from qat.layers import (
     FakeQuantLinear,
     FakeQuantWeight,
 )
+from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.capture import Capture, capture
 from qat.placement.describe import describe
 from qat.placement.patterns import Role
 from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rules import excluded
-from qat.placement.shapes import at_least_two, propagate_shapes
+from qat.placement.shapes import propagate_shapes, two_examples
 from qat.placement.sites import Sites, find_sites, name_nodes
 from qat.quantizers import FakeQuantize
 from qat.recipe import Numerics, QuantRecipe, TensorRecipe, numerics
@@ -67,7 +68,7 @@ def prepare(
         example_inputs: one input tensor, or the tuple of positional inputs; only shapes and dtypes matter.
         recipe: name of a recipe (`conf/quant`), its mapping, or a `QuantRecipe`.
         target: name of a target (`conf/target`), its mapping, or a `Target`.
-        example_kwargs: keyword inputs of forward.
+        example_kwargs: keyword inputs of forward; a bool, string or None is a setting, and fixed at that value.
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         leaf_modules: module classes that are not traced through and stay in float.
 
@@ -83,16 +84,18 @@ def prepare(
     require_finite(model)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     device = device_of(model)
-    args = at_least_two(tuple(x.detach().to(device)[:2] if isinstance(x, Tensor) else x for x in args))
+    named = dict(example_kwargs or {})
+    examples = two_examples((*args, *named.values()), device)
+    args, kwargs = examples[: len(args)], dict(zip(named, examples[len(args) :], strict=True))
 
     root = copy.deepcopy(model)
-    captured = capture(root, args, example_kwargs or {}, leaf_modules)
+    captured = capture(root, args, kwargs, leaf_modules)
     graphs = [captured.eval] if captured.modes_agree else [captured.eval, captured.train]
     modules = dict(root.named_modules())
     names = {id(graph): name_nodes(graph) for graph in graphs}
     for graph in graphs:
         root.train(graph is not captured.eval)
-        propagate_shapes(root, graph, args, example_kwargs or {})
+        propagate_shapes(root, graph, args, kwargs)
     root.train(model.training)
     everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
     left = excluded((*recipe.exclude, *exclude), everything)
@@ -140,10 +143,14 @@ class _Rewriter:
                 if sites.roles[head] is Role.WEIGHTED:
                     self._swap_weighted(head, tail.norm)
             erase = []
+            hosts = {node: _host(node, clamp, sites) for node, clamp in sites.points.items()}  # of the graph as it is
             for node, clamp in sites.points.items():
-                erase += self._place(graph, sites, node, clamp)
+                erase += self._place(graph, sites, node, clamp, hosts[node])
             for node in erase:
                 graph.erase_node(node)
+            for head, tail in sites.tails.items():
+                if sites.roles[head] is Role.WEIGHTED:
+                    self._pass_scales(graph, sites, head, tail.norm)
 
     def _norms_that_host(self) -> dict[str, Clamp]:
         """BatchNorms that end in their quantizer: called once, with the same activation, wherever they are called."""
@@ -159,20 +166,20 @@ class _Rewriter:
                 found.setdefault(target, set()).add(clamp)
         return {t: c for t, clamps in found.items() if len(clamps) == 1 for c in clamps if c is not None}
 
-    def _place(self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp) -> list[fx.Node]:
+    def _place(self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp, host: fx.Node) -> list[fx.Node]:
         """Put the quantizer behind `node`; returns the nodes that it makes superfluous."""
         absorbed = node if sites.roles[node] is Role.CLAMP and clamp != IDENTITY else None
-        value = node.all_input_nodes[0] if absorbed else node
-        host = str(value.target)
-        if value.op == "call_module" and self.hosts.get(host) == clamp and sites.roles[value] is Role.NORM:
-            self._swap_norm(host, clamp)
-            quantized = value
+        target = str(host.target)
+        if host.op == "call_module" and self.hosts.get(target) == clamp and sites.roles[host] is Role.NORM:
+            self._swap_norm(target, clamp)
+            quantized = host
         else:
-            name = self._quantizer_name(value, sites)
-            if name not in self.modules:
+            value = node.all_input_nodes[0] if absorbed else node
+            name = self._quantizer_name(host, sites)
+            if not isinstance(self.modules.get(name), FakeQuantize):
                 self._add(name, self._activation_quantizer())
             with graph.inserting_after(node):
-                kwargs: dict[str, Any] = {} if clamp == IDENTITY else {"activation": clamp}
+                kwargs = {} if clamp == IDENTITY else {"activation": clamp}
                 quantized = graph.create_node("call_module", name, (value,), kwargs)
             quantized.meta = {**node.meta}
         if quantized is not node:
@@ -185,32 +192,57 @@ class _Rewriter:
         folds = norm is not None and self.grids.weight.granularity is Granularity.PER_TENSOR
         if not isinstance(layer, FakeQuantWeight):
             channels = cast(Tensor, layer.weight).shape[0]
-            quantizer = build_quantizer(self.recipe.weight, self.grids.weight, channels=channels)
+            self._require_free(f"{name}.weight_quantizer")
+            quantizer = self._build(self.recipe.weight, self.grids.weight, channels=channels)
             eps = self.modules[str(norm.target)].eps if folds and norm is not None else None
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))]
             self._replace(name, swap.from_float(layer, quantizer, norm_eps=eps))
         if folds and norm is not None:
             graph = head.graph
             with graph.inserting_before(head):
-                gamma = graph.get_attr(f"{norm.target}.weight")
+                affine = self.modules[str(norm.target)].weight is not None
+                gamma = graph.get_attr(f"{norm.target}.weight") if affine else None
                 var = graph.get_attr(f"{norm.target}.running_var")
             head.args = (*head.args[:1], gamma, var)
 
+    def _pass_scales(self, graph: fx.Graph, sites: Sites, head: fx.Node, norm: fx.Node | None) -> None:
+        """Give the layer that adds the bias the scales that its int32 will have."""
+        source = cast(fx.Node, head.args[0])
+        while sites.roles.get(source) in (Role.MOVE, Role.IDENTITY) and source not in sites.points:
+            source = source.all_input_nodes[0]
+        module = self.modules[str(source.target)]
+        quantizer = str(source.target) if isinstance(module, FakeQuantize) else f"{source.target}.output_quantizer"
+        if norm is None:
+            with graph.inserting_before(head):
+                head.kwargs = {"input_scale": graph.create_node("get_attr", f"{quantizer}.scale")}
+        elif isinstance(self.modules[str(norm.target)], _FakeQuantBatchNorm):
+            with graph.inserting_before(norm):
+                paths = [f"{quantizer}.scale", f"{head.target}.weight_quantizer.scale"]
+                if self.modules[str(head.target)].bias is not None:
+                    paths.append(f"{head.target}.bias")
+                norm.args = (head, *(graph.create_node("get_attr", path) for path in paths))
+
     def _swap_norm(self, name: str, clamp: Clamp) -> None:
         norm = self.modules[name]
-        if not hasattr(norm, "output_quantizer"):
+        if not isinstance(norm, _FakeQuantBatchNorm):
+            self._require_free(f"{name}.output_quantizer")
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(norm, cls))]
             self._replace(name, swap.from_float(norm, clamp, self._activation_quantizer()))
 
     def _activation_quantizer(self) -> FakeQuantize:
-        return build_quantizer(self.recipe.activation, self.grids.activation)
+        return self._build(self.recipe.activation, self.grids.activation)
 
-    def _quantizer_name(self, value: fx.Node, sites: Sites) -> str:
+    def _build(self, recipe: TensorRecipe, spec: IntSpec, *, channels: int | None = None) -> FakeQuantize:
+        """A quantizer on the model's device and in its mode: it must not learn in a model that is in evaluation."""
+        quantizer = build_quantizer(recipe, spec, channels=channels)
+        return quantizer.to(device_of(self.root)).train(self.root.training)
+
+    def _quantizer_name(self, host: fx.Node, sites: Sites) -> str:
         """`fc.output_quantizer` below a module, `layer1.0.add_quantizer` beside functional code."""
-        name = sites.names[value]
-        if value.op == "call_module":
-            count = name.removeprefix(str(value.target))  # "_2" at the second call site
-            return f"{value.target}.output_quantizer{count}"
+        name = sites.names[host]
+        if host.op == "call_module":
+            count = name.removeprefix(str(host.target))  # "_2" at the second call site
+            return f"{host.target}.output_quantizer{count}"
         return f"{name}_quantizer"
 
     def _replace(self, name: str, module: nn.Module) -> None:
@@ -220,14 +252,26 @@ class _Rewriter:
         self.modules.update({n: module for n, m in self.modules.items() if m is old})
 
     def _add(self, name: str, module: nn.Module) -> None:
+        self._require_free(name)
         parent, _, leaf = name.rpartition(".")
-        module.to(device_of(self.root))
-        module.train(self.root.training)
-        host = self.root.get_submodule(parent)
-        if hasattr(host, leaf):
-            raise PlacementError(f"the model already has an attribute {name!r}; rename it, quantizers go by that name")
-        host.add_module(leaf, module)
+        self.root.get_submodule(parent).add_module(leaf, module)
         self.modules[name] = module
+
+    def _require_free(self, name: str) -> None:
+        parent, _, leaf = name.rpartition(".")
+        if hasattr(self.root.get_submodule(parent), leaf):
+            raise PlacementError(f"the model already has an attribute {name!r}; rename it, quantizers go by that name")
+
+
+def _host(node: fx.Node, clamp: Clamp, sites: Sites) -> fx.Node:
+    """The node that a quantizer is named after, and goes into when it is a BatchNorm.
+
+    That is the node before an absorbed activation, unless others read that node too, or it has a quantizer already.
+    """
+    if clamp == IDENTITY or sites.roles[node] is not Role.CLAMP:
+        return node
+    value = node.all_input_nodes[0]
+    return value if len(value.users) == 1 and value not in sites.points else node
 
 
 def build_quantizer(recipe: TensorRecipe, spec: IntSpec, *, channels: int | None = None) -> FakeQuantize:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -107,7 +109,21 @@ def _flatten(graph: fx.Graph) -> list[tuple[Any, ...]]:
     def refer(argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda n: _Ref(index[n]))
 
-    return [(n.op, n.target, refer(n.args), refer(n.kwargs), n.name, n.meta.get("val")) for n in graph.nodes]
+    return [(n.op, _by_name(n.target), refer(n.args), refer(n.kwargs), n.name, n.meta.get("val")) for n in graph.nodes]
+
+
+class _Function(NamedTuple):
+    """A function, by the name under which its module offers it."""
+
+    module: str
+    name: str
+
+
+def _by_name(target: Any) -> Any:
+    """What pickle would not find (`F.max_pool2d` calls itself `boolean_dispatch.<locals>.fn`), by name."""
+    module, name = str(getattr(target, "__module__", "")), str(getattr(target, "__name__", ""))
+    hidden = "<locals>" in getattr(target, "__qualname__", "")
+    return _Function(module, name) if hidden and getattr(sys.modules.get(module), name, None) is target else target
 
 
 def _unflatten(rows: list[tuple[Any, ...]]) -> fx.Graph:
@@ -128,6 +144,8 @@ def _unflatten(rows: list[tuple[Any, ...]]) -> fx.Graph:
         return argument
 
     for op, target, args, kwargs, name, value in rows:
+        if isinstance(target, _Function):
+            target = getattr(importlib.import_module(target.module), target.name)
         nodes.append(graph.create_node(op, target, resolve(tuple(args)), resolve(dict(kwargs)), name))
         nodes[-1].meta["val"] = value
     return graph

@@ -13,7 +13,7 @@ from qat.functional.affine import broadcast, dequantize, quantize
 from qat.functional.ranges import qparams
 from qat.spec import IntSpec
 
-SPECS = st.builds(IntSpec, bits=st.integers(2, 8), signed=st.booleans(), scheme=st.sampled_from(["affine", "symmetric"]))
+SPECS = st.builds(IntSpec, bits=st.integers(2, 8), signed=st.booleans())
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
 
@@ -27,7 +27,7 @@ def grids(draw):
 
 
 def with_ties(scale: torch.Tensor, seed: int) -> torch.Tensor:
-    """400 values around the grid: random ones, whole steps, and half steps (ties, where the scale is a power of two)."""
+    """400 values around the grid: random, on whole steps, and on half steps (ties, if the scale is a power of two)."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(-300, 300, (100,), generator=generator).float()
     random = torch.randn(200, generator=generator) * 200

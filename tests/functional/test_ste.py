@@ -164,9 +164,7 @@ def test_one_channel_is_the_whole_tensor(case):
     spec, scale, zero_point, x = case
     for c in range(len(scale)):
         whole = fake_quantize(x[c], scale[c], zero_point[c], spec.qmin, spec.qmax)
-        assert torch.equal(
-            fake_quantize_channels(x, scale, zero_point, spec.qmin, spec.qmax)[c], whole
-        )
+        assert torch.equal(fake_quantize_channels(x, scale, zero_point, spec.qmin, spec.qmax)[c], whole)
 
 
 def test_a_range_that_clips_nothing_passes_every_gradient():

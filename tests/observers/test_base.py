@@ -16,7 +16,7 @@ def make(request):
 
 
 def test_the_base_class_is_abstract():
-    with pytest.raises(TypeError, match="abstract method '?update"):
+    with pytest.raises(TypeError, match=r"abstract method '?update"):
         Observer()
 
 

@@ -9,7 +9,7 @@ from qat.spec import IntSpec
 
 
 def test_the_base_class_is_abstract():
-    with pytest.raises(TypeError, match="abstract methods? '?calibrated"):
+    with pytest.raises(TypeError, match=r"abstract methods? '?calibrated"):
         FakeQuantize(IntSpec())
 
 

@@ -1,0 +1,144 @@
+"""The epilogue in fused loops, compiled once for all layers: `torch.compile(dynamic=True)` on four small functions.
+
+    alpha = gamma / sqrt(v + eps)     beta' = beta - m * alpha      BatchNorm as one multiplication and addition
+    forward    sums, sums of squares (learning: smallest, largest) of the rows of x       one pass over x
+               y = clamp(round((x * alpha + beta') / s), a, b) * s                        one pass
+    backward   g = dy where open_low < x * alpha + beta' < open_high                      one pass
+               BatchNorm's own backward of g                                              two passes
+
+The range that an observer is shown comes from the first pass too: BatchNorm is monotone in each channel, so the ends of
+n are among those of x, normalised. Results equal those of epilogue.py within float32's rounding: a value that near a
+tie may land on the next step.
+
+A compiled function is reached through a cache by device, never through a module's attribute: models copy and pickle as
+before. The first shapes that it sees have no two extents alike; from equal ones dynamo would conclude that they always
+are, and compile again for every layer. What is outside (channels-last memory, an extent of one, inference mode, a
+machine without compiler) runs through epilogue.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qat.functional.epilogue import (
+    Norm,
+    Observe,
+    Quant,
+    norm_act_quant,
+    norm_backward,
+    rows,
+    stats_of_sums,
+)
+from qat.functional.ste import Clamp, grid, packed
+
+FIRST_SHAPE = (33, 48, 784)  # [N, C, S], large enough that loops are made parallel, and no two alike
+
+
+def sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of `x`: sum, and sum of squares. `[N, C, S] -> [N, C]` each."""
+    return x.sum(2), x.square().sum(2)
+
+
+def sums_and_ends(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row of `x`: sum, sum of squares, smallest, largest. `[N, C, S] -> [N, C]` each."""
+    return x.sum(2), x.square().sum(2), x.amin(2), x.amax(2)
+
+
+def land(x: Tensor, alpha: Tensor, beta: Tensor, to: Tensor) -> Tensor:
+    """`x * alpha + beta` on the grid `to`, see `ste.packed`; alpha and beta are `[C]`."""
+    scale, first, last, _, _ = to.unbind()
+    return ((x * alpha[:, None] + beta[:, None]) / scale).clamp(first, last).round() * scale
+
+
+def gate(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, to: Tensor) -> Tensor:
+    """The gradient where `x * alpha + beta` lies inside the open interval of `to`, else 0."""
+    n = x * alpha[:, None] + beta[:, None]
+    return torch.where((n > to[3]) & (n < to[4]), grad, 0.0)
+
+
+class Loops(NamedTuple):
+    """The functions above, compiled."""
+
+    sums: Callable[..., Any]
+    sums_and_ends: Callable[..., Any]
+    land: Callable[..., Any]
+    gate: Callable[..., Any]
+
+
+@functools.cache
+def loops(device: str) -> Loops | None:
+    """The compiled functions for one type of device; None, after a warning, where they cannot be compiled."""
+    compiled = Loops(*(torch.compile(f, dynamic=True) for f in (sums, sums_and_ends, land, gate)))
+    x = torch.zeros(FIRST_SHAPE, device=device)
+    channel, to = torch.ones(FIRST_SHAPE[1], device=device), torch.ones(5, device=device)
+    try:
+        with torch.no_grad():
+            compiled.sums(x), compiled.sums_and_ends(x)
+            compiled.gate(compiled.land(x, channel, channel, to), x, channel, channel, to)
+    except (RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"torch.compile does not work here ({reason}), so the epilogues run as eager operators: same numbers, more "
+            "time. On a CPU it needs a C++ compiler (g++, or CXX=...)",
+            stacklevel=3,
+        )
+        return None
+    return compiled
+
+
+class _Regional(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, activation: Clamp, quant: Quant,
+        observe: Observe | None, run: Loops,
+    ) -> Tensor:  # fmt: skip
+        r = rows(x.detach())
+        mean, var = norm.running_mean, norm.running_var
+        if observe is not None:
+            s, squares, low, high = run.sums_and_ends(r)
+        elif norm.batch_stats:
+            s, squares = run.sums(r)
+        if norm.batch_stats:
+            mean, var = stats_of_sums(x, norm, s, squares)
+        alpha = weight * torch.rsqrt(var + norm.eps)
+        beta = bias - mean * alpha
+        if observe is not None:
+            observe(
+                torch.stack((low.amin(0), high.amax(0))) * alpha + beta
+            )  # moves quant.scale and quant.zero_point, before they are read
+        to = packed(grid(*quant, activation))
+        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.alpha, ctx.beta, ctx.to = alpha, beta, to
+        ctx.eps, ctx.batch_stats, ctx.run = norm.eps, norm.batch_stats, run
+        return run.land(r, alpha, beta, to).view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x = ctx.saved_tensors[0].detach()
+        grad = ctx.run.gate(rows(grads[0].detach().contiguous()), rows(x), ctx.alpha, ctx.beta, ctx.to).view_as(x)
+        return *norm_backward(ctx, grad), None, None, None, None, None
+
+
+def regional_norm_act_quant(
+    x: Tensor, norm: Norm, activation: Clamp, quant: Quant, observe: Observe | None = None
+) -> Tensor:
+    """`norm_act_quant` in compiled loops, wherever they fit.
+
+    Args:
+        x: `[N, C, ...]`, a convolution's output.
+        norm: the BatchNorm; its running statistics move when `batch_stats`.
+        activation: the clamp between BatchNorm and quantizer.
+        quant: the quantizer's tensors.
+        observe: shown `[2, C]`, values among which the smallest and largest of BatchNorm's output are.
+    """
+    fits = x.is_contiguous() and min(rows(x).shape) > 1 and not torch.is_inference_mode_enabled()
+    run = loops(x.device.type) if fits else None
+    if run is None:
+        return norm_act_quant(x, norm, activation, quant, observe)
+    return _Regional.apply(x, norm.weight, norm.bias, norm, activation, quant, observe, run)

@@ -1,0 +1,37 @@
+"""The machine that a number was taken on: CPU, instruction set, versions. A number without them says little."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+PACKAGES = ("qat", "torch", "torchvision", "pytorch-lightning", "onnx", "onnxscript", "onnxruntime")
+
+
+def cpu() -> dict[str, object]:
+    """Name, the instruction sets that matter for integers, cores and threads."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return {
+        "name": fields.get("model name") or platform.processor() or platform.machine(),
+        "isa": [f for f in ISA if f in flags],
+        "vnni": bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,268 @@
+"""float → prepare → calibrate → train → convert → export → verify → card: one run, and the only reader of the config."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from rich.console import Console
+from torch import Tensor, nn
+
+import qat
+from qat import machine
+from qat.artifact import Artifact
+from qat.data import ImageData
+from qat.errors import ConfigError, unknown_name
+from qat.files import write_text
+from qat.models import load_float
+from qat.placement.prepared import PreparedModel
+from qat.report.card import card
+from qat.runtime import load
+from qat.runtime.latency import interleaved
+from qat.settings import build, plain
+from qat.training import Classifier, QuantizationAwareTraining, SeedEveryEpoch, cached_baseline
+from qat.verify import ParityReport, Tolerance
+
+log = logging.getLogger(__name__)
+
+
+class Stopwatch:
+    """Wall time of every stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a block under the name of its stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """One run from config to card; returns what `results.json` holds.
+
+    Raises:
+        QatError: anything the user can mend; nothing is left half-written.
+    """
+    folder, clock = Path(cfg.run_dir), Stopwatch()
+    with clock("total"):
+        recipe, target = qat.QuantRecipe.parse(plain(cfg, "quant")), qat.Target.parse(plain(cfg, "target"))
+        callback = _callback(cfg, recipe, target)
+        tolerance = _tolerance(cfg)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+        with clock("data"):
+            data: ImageData = build(cfg, "data")
+            data.setup()
+        with clock("float"):
+            baseline = _float_baseline(cfg, data)
+            top1 = {"float": _top1(cfg, baseline, data)}
+        log.info("float top-1 %.2f %%", top1["float"])
+
+        module = _classifier(cfg, "qat", _copy(baseline), data)
+        example = next(iter(data.calibration_dataloader()))[0][:2]
+        with clock("prepare"):
+            callback.prepare(module, (example,))
+        prepared = _prepared(module)
+        write_text(folder / "plan.txt", str(prepared.plan))
+        with clock("calibrate"):
+            callback.calibrate(module, islice(data.calibration_dataloader(), cfg.qat.calibration_batches))
+            top1["ptq"] = _top1(cfg, module, data)
+        log.info("PTQ top-1 %.2f %%", top1["ptq"])
+        if cfg.qat.epochs > 0:
+            with clock("qat"):
+                _fit(cfg, "qat", module, data, folder, callback, ckpt_path=cfg.ckpt_path)
+                top1["qat"] = _top1(cfg, module, data)
+            log.info("QAT top-1 %.2f %%", top1["qat"])
+        else:
+            top1["qat"] = top1["ptq"]
+
+        prepared = _prepared(module).cpu()
+        artifacts, float_file = _export(prepared, baseline.model, example, folder, target, clock)
+        with clock("verify"):
+            report = qat.verify(
+                prepared, artifacts[target.artifact], data.val_dataloader(),
+                float_model=baseline.model, tolerance=tolerance, strict=False,
+            )  # fmt: skip
+        with clock("latency"):
+            latency_ms = _latency(cfg, float_file, artifacts[target.artifact], example)
+    results = _results(cfg, prepared, report, top1, latency_ms, artifacts[target.artifact], float_file, clock)
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    Console().print(card(results))
+    log.info("everything this run wrote: %s", folder)
+    report.require()
+    return results
+
+
+# stages
+
+
+def _float_baseline(cfg: DictConfig, data: ImageData) -> Classifier:
+    given = plain(cfg, "model")
+    given_classes = given.get("num_classes")
+    model = build(cfg.copy(), "model") if given_classes else _with_classes(cfg, data.num_classes)
+    module = _classifier(cfg, "float", model, data)
+    if cfg.init_from is not None:
+        loaded = load_float(model, cfg.init_from, rename=plain(cfg, "init_rename"), strict=cfg.init_strict)
+        log.info("%s", loaded)
+        return module
+    produced_by = {
+        **{section: plain(cfg, section) for section in ("model", "data", "float", "seed")},
+        "precision": plain(cfg, "trainer.precision"),
+        "versions": {k: v for k, v in machine.versions().items() if k in ("qat", "torch", "torchvision")},
+    }
+    name = f"{type(model).__name__.lower()}-{type(data).__name__.lower()}"
+    cached_baseline(
+        model, produced_by, cfg.cache_dir, name, lambda: _fit(cfg, "float", module, data, Path(cfg.run_dir))
+    )
+    return module
+
+
+def _with_classes(cfg: DictConfig, num_classes: int) -> nn.Module:
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.num_classes = num_classes
+    return build(cfg, "model")
+
+
+def _classifier(cfg: DictConfig, section: str, model: nn.Module, data: ImageData) -> Classifier:
+    settings = cfg[section]
+    return Classifier(
+        model,
+        num_classes=data.num_classes,
+        optimizer=build(cfg, f"{section}.optimizer"),
+        scheduler=build(cfg, f"{section}.scheduler") if settings.scheduler else None,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+def _callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target) -> QuantizationAwareTraining:
+    if cfg.qat.epochs < 0:
+        raise ConfigError(f"need qat.epochs >= 0, got {cfg.qat.epochs}; 0 is post-training quantization")
+    if cfg.qat.compile not in (None, "regional"):
+        raise ConfigError(unknown_name("value of qat.compile", str(cfg.qat.compile), ["null", "regional"]))
+    return QuantizationAwareTraining(
+        recipe=recipe,
+        target=target,
+        calibration_batches=cfg.qat.calibration_batches,
+        freeze_observers_at=cfg.qat.freeze_observers_at,
+        freeze_bn_at=cfg.qat.freeze_bn_at,
+        compile=cfg.qat.compile,
+    )
+
+
+def _fit(
+    cfg: DictConfig, section: str, module: Classifier, data: ImageData, folder: Path,
+    *callbacks: pl.Callback, ckpt_path: str | None = None,
+) -> None:  # fmt: skip
+    trainer = _trainer(cfg, section, folder, callbacks)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+
+
+def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Callback, ...]) -> pl.Trainer:
+    extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed)]
+    if section == "qat":  # the float baseline is kept by the cache
+        checkpoints = folder / "checkpoints"
+        extra.append(ModelCheckpoint(checkpoints, "best", monitor="val/top1", mode="max", save_last=True))
+    return build(
+        cfg,
+        "trainer",
+        max_epochs=cfg[section].epochs,
+        callbacks=[*callbacks, *extra],
+        logger=build(cfg, "logger", name=section),
+        default_root_dir=str(folder),
+        enable_checkpointing=section == "qat",
+        enable_model_summary=False,
+    )
+
+
+def _top1(cfg: DictConfig, module: Classifier, data: ImageData) -> float:
+    """Top-1 on the validation split, in percent."""
+    trainer = build(
+        cfg, "trainer", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+    return 100.0 * metrics["val/top1"]
+
+
+def _copy(module: Classifier) -> nn.Module:
+    return copy.deepcopy(module.model)
+
+
+def _prepared(module: Classifier) -> PreparedModel:
+    assert isinstance(module.model, PreparedModel)
+    return module.model
+
+
+def _export(
+    prepared: PreparedModel, baseline: nn.Module, example: Tensor, folder: Path, target: qat.Target, clock: Stopwatch
+) -> tuple[dict[str, Artifact], Artifact]:
+    """The int8 artefacts by suffix, and the float model in the target's format to compare with."""
+    with clock("convert"):
+        integer = qat.convert(prepared)
+    with clock("export"):
+        artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}") for suffix in (".onnx", ".pt2")}
+        float_file = qat.export(baseline.cpu().eval(), folder / f"float{target.artifact}", (example,))
+    return artifacts, float_file
+
+
+def _latency(cfg: DictConfig, float_file: Artifact, int8_file: Artifact, example: Tensor) -> dict[str, float]:
+    threads = torch.get_num_threads()
+    runtimes = {name: load(file, threads=threads) for name, file in (("float", float_file), ("int8", int8_file))}
+    shape = (cfg.latency.batch_size, *example.shape[1:])
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return interleaved(runtimes, x, repeats=cfg.latency.repeats)
+
+
+def _tolerance(cfg: DictConfig) -> Tolerance:
+    return Tolerance(agreement=cfg.verify.agreement, top1=cfg.verify.top1)
+
+
+def _results(
+    cfg: DictConfig,
+    prepared: PreparedModel,
+    report: ParityReport,
+    top1: dict[str, float],
+    latency_ms: dict[str, float],
+    int8_file: Artifact,
+    float_file: Artifact,
+    clock: Stopwatch,
+) -> dict[str, Any]:
+    deployed = report.stages[-1]
+    return {
+        "model": prepared.plan.model,
+        "recipe": prepared.recipe.name,
+        "target": prepared.target.name,
+        "top1": {**top1, "int8": deployed.top1},
+        "agreement": deployed.agreement,
+        "examples": report.examples,
+        "size_bytes": {"float": float_file.size_bytes, "int8": int8_file.size_bytes},
+        "latency_ms": latency_ms,
+        "int8_mac_share": prepared.plan.int8_mac_share,
+        "passed": report.passed,
+        "failures": list(report.failures),
+        "departure": report.departure,
+        "parity": [asdict(stage) for stage in report.stages],
+        "output_step": report.step,
+        "notes": list(prepared.plan.notes),
+        "seed": cfg.seed,
+        "seconds": {stage: round(s, 2) for stage, s in clock.seconds.items()},
+        "cpu": machine.cpu(),
+        "versions": machine.versions(),
+        "sha256": {"int8": int8_file.sha256, "float": float_file.sha256},
+    }

@@ -1,0 +1,1 @@
+"""What a run left on disk, shown. Reads files; knows no training code."""

@@ -1,0 +1,56 @@
+"""Float baselines that were trained once and are kept: a cache keyed by everything that produced them.
+
+    <folder>/<name>-<key>.safetensors      the weights
+    <folder>/<name>-<key>.json             what the key stands for, to be read by people
+
+Runs that want the same baseline wait for the first one to train it; a file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from qat.files import replacing, write_text
+
+log = logging.getLogger(__name__)
+
+
+def cached_baseline(
+    model: nn.Module, produced_by: Mapping[str, Any], folder: str | Path, name: str, train: Callable[[], None]
+) -> bool:
+    """Load the weights that `produced_by` stands for into `model`, or train them and keep them.
+
+    Args:
+        model: gets the weights, in place.
+        produced_by: plain values (as JSON writes them) that decide the weights: model, data, optimizer, seed, versions.
+        folder: the cache.
+        name: beginning of the file name, for people.
+        train: trains `model`; called when nothing is kept yet.
+
+    Returns:
+        Whether the weights came from the cache.
+    """
+    text = json.dumps(produced_by, sort_keys=True, indent=2)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    weights = Path(folder) / f"{name}-{key}.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(weights.with_suffix(".lock")):
+        if weights.is_file():
+            model.load_state_dict(load_file(weights))
+            log.info("float baseline from the cache: %s", weights)
+            return True
+        train()
+        with replacing(weights) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+        write_text(weights.with_suffix(".json"), text + "\n")
+    log.info("float baseline kept at %s", weights)
+    return False

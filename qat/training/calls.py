@@ -1,0 +1,134 @@
+"""Calls: what a LightningModule's own step passes to the networks in it, on a given batch.
+
+Running the step and stopping it at the network is the one way to know, for a `forward` of several inputs or keywords,
+batches that are dicts, and whatever the project does between the batch and the network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import nn
+
+from qat.errors import ConfigError, QatError
+from qat.placement.prepared import device_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The arguments of one call of a network."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Reached(Exception):  # noqa: N818  (no error: it stops a step where it has told enough)
+    pass
+
+
+def first_calls(networks: Mapping[str, nn.Module], run: Callable[[], Any], what: str) -> dict[str, Call]:
+    """The first call of every network while `run` goes, in order; `run` is stopped before the last of them computes.
+
+    Args:
+        networks: by name.
+        run: calls them.
+        what: what `run` is, for the message.
+
+    Raises:
+        ConfigError: `run` fails, or ends, before it reached all networks.
+    """
+    calls: dict[str, Call] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(name, Call(args=args, kwargs=kwargs))
+            if len(calls) == len(networks):
+                raise _Reached
+
+        return hook
+
+    handles = [n.register_forward_pre_hook(record(name), with_kwargs=True) for name, n in networks.items()]
+    way_out = "set example_input_array, or call qat.prepare and qat.calibrate on the network before fit"
+    try:
+        run()
+    except _Reached:
+        return calls
+    except QatError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} failed before it called {_list(networks)}: {error!r}; {way_out}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise ConfigError(f"{what} never called {_list(n for n in networks if n not in calls)}: name others in modules=[]")
+
+
+class Step(nn.Module):
+    """A LightningModule's step, up to the point where all its networks have computed.
+
+    Args:
+        module: the LightningModule.
+        networks: its networks, by name.
+        validation: its `validation_step`, if it has one, instead of its `training_step`.
+    """
+
+    def __init__(self, module: pl.LightningModule, networks: Mapping[str, nn.Module], *, validation: bool = False):
+        super().__init__()
+        self.module = module
+        self.networks = dict(networks)
+        # manual optimization needs optimizers before it needs the network, and a validation step needs none
+        validation |= not module.automatic_optimization
+        self.hook = "validation_step" if validation and is_overridden("validation_step", module) else "training_step"
+
+    def calls(self, batch: Any) -> dict[str, Call]:
+        """What the networks are called with on `batch`."""
+        module, step = self.module, getattr(self.module, self.hook)
+        batch = module.on_before_batch_transfer(batch, 0)
+        batch = module.transfer_batch_to_device(batch, torch.device(device_of(module)), 0)
+        batch = module.on_after_batch_transfer(batch, 0)
+        index = (0,) if len(inspect.signature(step).parameters) > 1 else ()
+        return first_calls(self.networks, lambda: step(batch, *index), f"{type(module).__name__}.{self.hook}")
+
+    def forward(self, batch: Any) -> Any:
+        """Run the step until its networks have computed; returns what the last of them did."""
+        name, call = list(self.calls(batch).items())[-1]
+        return self.networks[name](*call.args, **call.kwargs)
+
+
+def example_calls(module: pl.LightningModule, networks: Mapping[str, nn.Module]) -> dict[str, Call] | None:
+    """What the networks are called with on `module.example_input_array`; None when it has none."""
+    example = module.example_input_array
+    if example is None:
+        return None
+    example = module.transfer_batch_to_device(example, torch.device(device_of(module)), 0)
+
+    def run() -> Any:
+        if isinstance(example, Mapping):
+            return module(**example)
+        return module(*example) if isinstance(example, tuple) else module(example)
+
+    return first_calls(networks, run, f"{type(module).__name__}.forward with its example_input_array")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is back afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+def _list(names: Any) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,125 @@
+"""A classifier for Lightning: any network from images to logits, with its optimizer and schedule.
+
+loss = cross entropy of logits [N, C] and labels [N]
+Logged: train/loss, val/loss, val/top1; top-1 as a share in 0 .. 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassAccuracy
+
+from qat.errors import ConfigError
+from qat.training.finite import require_finite_loss
+
+Batch = tuple[Tensor, Tensor]
+HORIZONS = ("total_steps", "T_max", "total_iters")  # how schedulers call the number of steps that they are planned for
+
+
+class Classifier(pl.LightningModule):
+    """Trains `model` to classify.
+
+    Args:
+        model: images [N, 3, H, W] to logits [N, C].
+        num_classes: C.
+        optimizer: builds the optimizer from parameter groups, e.g. `partial(torch.optim.SGD, lr=0.1)`.
+        scheduler: builds the learning rate schedule from the optimizer; None keeps the rate. One that is planned for a
+            number of steps (`total_steps`, `T_max`, `total_iters`) is given that of the run and moves at every step,
+            another one at every epoch.
+        label_smoothing: share of the target that is spread over all classes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"need 0 <= label_smoothing < 1, got {label_smoothing}")
+        self.model = model
+        self.build_optimizer, self.build_scheduler = optimizer, scheduler
+        self.label_smoothing = label_smoothing
+        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.test_top1 = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        return self.model(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch; NaN and Inf end training here."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        require_finite_loss(loss, step=self.global_step, module=self, run=lambda: self(images))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate("val", self.val_top1, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate("test", self.test_top1, batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits [N, C]."""
+        return self(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over `parameter_groups`, with its schedule."""
+        optimizer = self.build_optimizer(parameter_groups(self.model))
+        if self.build_scheduler is None:
+            return optimizer
+        horizon = self._horizon()
+        scheduler = self.build_scheduler(optimizer, **horizon)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step" if horizon else "epoch"},
+        }
+
+    def _horizon(self) -> dict[str, int]:
+        build = self.build_scheduler
+        takes = inspect.signature(build.func if isinstance(build, partial) else build).parameters  # type: ignore[arg-type]
+        name = next((n for n in HORIZONS if n in takes), None)
+        if name is None:
+            return {}
+        given = build.keywords.get(name) if isinstance(build, partial) else None
+        steps = self.trainer.estimated_stepping_batches if given is None else given
+        if not math.isfinite(steps) or steps < 1:
+            raise ConfigError(
+                f"the schedule needs the number of steps, and the run has {steps}; set trainer.max_epochs or "
+                f"trainer.max_steps, or scheduler.{name}"
+            )
+        return {name: int(steps)}
+
+    def _evaluate(self, stage: str, top1: MulticlassAccuracy, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images)
+        top1.update(logits, labels)
+        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/top1", top1, prog_bar=True)
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters of `model`, and apart those of one value a channel, which do not decay: biases, BatchNorm, scales."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1]},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

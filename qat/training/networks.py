@@ -1,0 +1,76 @@
+"""Networks: the attributes of a LightningModule that are quantized, found or named.
+
+Found means: the only child with parameters that is no loss and no metric, or of several the one that is called
+`model`, `net` or `network`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.loss import _Loss
+from torchmetrics import Metric, MetricCollection
+
+from qat.errors import ConfigError, unknown_name
+from qat.placement import PreparedModel
+
+USUAL = ("model", "net", "network")
+
+
+def find_networks(module: nn.Module, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The networks below a LightningModule, by attribute path.
+
+    Args:
+        module: whose attributes are searched.
+        names: the attributes, dots allowed; None searches.
+
+    Raises:
+        ConfigError: nothing found, several found, or a name that is no module; says how to name them.
+    """
+    if names is not None:
+        return {name: _named(module, name) for name in names}
+    candidates = candidate_networks(module)
+    prepared: dict[str, nn.Module] = {n: child for n, child in candidates.items() if isinstance(child, PreparedModel)}
+    usual = {n: child for n, child in candidates.items() if n in USUAL}
+    for choice in (prepared, candidates, usual):
+        if len(choice) == 1:
+            return choice
+    if prepared:
+        return prepared
+    owner = type(module).__name__
+    if not candidates:
+        raise ConfigError(
+            f"{owner} has no child with parameters to quantize. Assign the network to an attribute, "
+            "e.g. self.model, in __init__, setup or configure_model"
+        )
+    quoted = ", ".join(map(repr, candidates))
+    if any(isinstance(child, nn.Linear | nn.modules.conv._ConvNd) for child in candidates.values()):
+        raise ConfigError(
+            f"the layers {quoted} lie directly on {owner}, where there is no network to prepare. Put them into one "
+            "nn.Module with a forward of its own, e.g. self.model"
+        )
+    raise ConfigError(f"{owner} has several networks: {quoted}. Name what to quantize: modules=[{quoted}]")
+
+
+def candidate_networks(module: nn.Module) -> dict[str, nn.Module]:
+    """Children with parameters that are neither loss nor metric."""
+    return {
+        name: child
+        for name, child in module.named_children()
+        if not isinstance(child, _Loss | Metric | MetricCollection) and next(child.parameters(), None) is not None
+    }
+
+
+def replace_network(module: nn.Module, name: str, network: nn.Module) -> None:
+    """Put `network` in the place of the attribute `name`, dots allowed."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, network)
+
+
+def _named(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        known = [n for n, _ in module.named_children()]
+        raise ConfigError(unknown_name(f"module of {type(module).__name__}", name, known)) from None

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import qat
+from qat.errors import DataError, NumericsError, ParityError
+from qat.verify import first_departure
+
+pytestmark = pytest.mark.runtime
+
+
+@pytest.fixture
+def prepared(small_net, images) -> qat.PreparedModel:
+    model = qat.prepare(small_net, images[:2])
+    qat.calibrate(model, [images])
+    return model
+
+
+@pytest.fixture
+def batches(images, small_net) -> list:
+    labels = small_net(images).argmax(1)
+    return [(images[:9], labels[:9]), (images[9:], labels[9:])]
+
+
+def test_ladder_has_every_stage_on_all_examples(prepared, batches, small_net, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    report = qat.verify(prepared, artifact, batches, float_model=small_net)
+    names = [s.name for s in report.stages]
+    assert names[:4] == ["float", "prepared, fake-quant off", "fake-quant", "integer reference (torch)"]
+    assert names[4].endswith("optimizations off")
+    assert names[5].endswith("optimizations on")
+    assert report.examples == 16
+    assert report.passed
+    assert report.stage("float").top1 == 100.0  # its own classes are the labels
+    assert report.stage("prepared").max_steps == report.stage("float").max_steps  # untrained: the same model
+    assert report.stage("fake-quant").max_steps == 0.0
+    assert report.step == pytest.approx(float(prepared.fc.output_quantizer.scale))
+
+
+def test_labels_are_not_needed(prepared, images, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    report = qat.verify(prepared, artifact, [images])
+    assert {s.top1 for s in report.stages} == {None}
+
+
+def test_mode_and_switches_are_as_before(prepared, images, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    prepared.train()
+    qat.fake_quant(prepared, enabled=False)
+    before = {k: v.clone() for k, v in prepared.state_dict().items()}
+    qat.verify(prepared, artifact, [images])
+    assert prepared.training
+    assert not any(q.enabled for q in qat.quantizers(prepared).values())
+    for name, value in prepared.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
+
+
+def test_planted_fault_is_found_in_the_layer_that_has_it(prepared, batches, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    with torch.no_grad():
+        prepared.depthwise_norm.bias += 1.0  # the artefact does not know of this
+    report = qat.verify(prepared, artifact, batches, strict=False, tolerance=qat.Tolerance(agreement=100.0, top1=0.0))
+    departure = first_departure(prepared, artifact, batches[0][0])
+    assert departure.startswith("depthwise_norm (")
+    if not report.passed:
+        assert report.departure.startswith("depthwise_norm (")
+
+
+def test_another_models_artifact_does_not_pass(prepared, batches, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    with torch.no_grad():
+        prepared.fc.weight.neg_()
+    with pytest.raises(ParityError, match=r"departs from the trained model.*agreement.*First layer that departs: fc"):
+        qat.verify(prepared, artifact, batches)
+
+
+def test_no_batch(prepared, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    with pytest.raises(DataError, match="verification saw no batch"):
+        qat.verify(prepared, artifact, [])
+
+
+def test_not_a_number_in_the_input(prepared, images, tmp_path):
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    images[3] = float("nan")
+    with pytest.raises(NumericsError, match="NaN or Inf in the output of stage"):
+        qat.verify(prepared, artifact, [images])
+
+
+def test_pt2_passes_too(prepared, batches, tmp_path):
+    report = qat.verify(prepared, qat.export(qat.convert(prepared), tmp_path / "model.pt2"), batches)
+    assert report.stages[-1].name.startswith("torch ")
+    assert report.stages[-1].max_steps <= 1.5

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from qat.errors import ConfigError
+from qat.training.networks import find_networks, replace_network
+
+
+def holder(**children: nn.Module) -> pl.LightningModule:
+    module = pl.LightningModule()
+    for name, child in children.items():
+        setattr(module, name, child)
+    return module
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+
+
+@pytest.mark.parametrize("name", ["model", "net", "encoder", "whatever_it_is"])
+def test_the_only_child_with_parameters_is_found(name: str) -> None:
+    module = holder(**{name: net()}, loss=nn.CrossEntropyLoss(), accuracy=MulticlassAccuracy(4), dropout=nn.Dropout())
+    assert list(find_networks(module)) == [name]
+
+
+def test_of_several_the_usual_name_is_taken() -> None:
+    assert list(find_networks(holder(model=net(), teacher=net()))) == ["model"]
+
+
+def test_names_are_taken_at_their_word() -> None:
+    module = holder(parts=nn.ModuleDict({"a": net(), "b": net()}))
+    assert find_networks(module, ["parts.a"]) == {"parts.a": module.parts["a"]}
+
+
+@pytest.mark.parametrize(
+    ("children", "names", "message"),
+    [
+        ({}, None, "LightningModule has no child with parameters to quantize. Assign the network to an attribute"),
+        ({"loss": nn.CrossEntropyLoss()}, None, "has no child with parameters"),
+        (
+            {"backbone": net(), "head": net()},
+            None,
+            r"several networks: 'backbone', 'head'. Name what to quantize: modules=\['backbone', 'head'\]",
+        ),
+        ({"conv": nn.Conv2d(3, 2, 1), "fc": nn.Linear(2, 2)}, None, "layers 'conv', 'fc' lie directly on"),
+        ({"encoder": net()}, ["encodr"], "unknown module of LightningModule 'encodr'. Did you mean encoder"),
+    ],
+)
+def test_no_network_says_how_to_name_it(children: dict[str, Any], names: list[str] | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_networks(holder(**children), names)
+
+
+def test_replace_below_a_container() -> None:
+    module, new = holder(parts=nn.ModuleDict({"a": net(), "b": net()})), net()
+    replace_network(module, "parts.b", new)
+    assert module.parts["b"] is new

@@ -1,0 +1,97 @@
+"""A run that was interrupted between epochs and resumed ends as the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+
+from qat.errors import ConfigError
+from qat.training import Classifier, QuantizationAwareTraining, SeedEveryEpoch
+
+Trainers = Callable[..., pl.Trainer]
+Loader = DataLoader[Any]
+EPOCHS = 4
+
+
+class CrashError(Exception):
+    pass
+
+
+class Interrupt(pl.Callback):
+    """Ends the run when an epoch starts."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise CrashError
+
+
+def run(
+    trainer: Trainers,
+    tiny_net: type[nn.Module],
+    loader: Loader,
+    *callbacks: pl.Callback,
+    seed: int = 0,
+    ckpt: Path | None = None,
+    weights: int = 7,
+) -> dict[str, Tensor]:
+    torch.manual_seed(weights)
+    module = Classifier(
+        tiny_net(),
+        num_classes=4,
+        optimizer=partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        scheduler=partial(OneCycleLR, max_lr=0.1),
+    )
+    torch.manual_seed(torch.seed() if ckpt is None else 99)  # whatever was drawn before must not matter
+    callback = QuantizationAwareTraining(freeze_observers_at=0.3, freeze_bn_at=0.8)
+    fitted = trainer(callback, SeedEveryEpoch(seed), *callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
+    fitted.fit(module, loader, loader, ckpt_path=ckpt)
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def checkpoint(folder: Path, *, after_training: bool) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=after_training)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")  # it goes on there
+@pytest.mark.parametrize("after_training", [True, False])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_resumed_equals_uninterrupted(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: Loader, tmp_path: Path, after_training: bool, epoch: int
+) -> None:
+    whole = run(trainer, tiny_net, loader, checkpoint(tmp_path / "whole", after_training=after_training))
+    saving = checkpoint(tmp_path / "part", after_training=after_training)
+    with pytest.raises(CrashError):
+        run(trainer, tiny_net, loader, Interrupt(epoch), saving)
+    (last,) = tmp_path.glob(f"part/epoch={epoch - 1}.ckpt")
+    goes_on = checkpoint(tmp_path / "part", after_training=after_training)
+    resumed = run(trainer, tiny_net, loader, goes_on, ckpt=last, weights=8)
+    assert whole.keys() == resumed.keys()
+    assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
+
+
+def test_same_seed_same_weights(trainer: Trainers, tiny_net: type[nn.Module], loader: Loader, tmp_path: Path) -> None:
+    one, again, other = (
+        run(trainer, tiny_net, loader, checkpoint(tmp_path / str(i), after_training=True), seed=seed)
+        for i, seed in enumerate((0, 0, 1))
+    )
+    assert all(torch.equal(one[k], again[k]) for k in one)
+    assert not all(torch.equal(one[k], other[k]) for k in one)  # the seed reaches dropout: 0 is a seed as well
+
+
+def test_negative_seed() -> None:
+    with pytest.raises(ConfigError, match="need seed >= 0, got -1"):
+        SeedEveryEpoch(-1)
