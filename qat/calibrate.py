@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import CalibrationError, NumericsError
-from qat.placement.prepared import device_of, quantizers
+from qat.placement.prepared import PreparedModel, device_of, quantizers
+from qat.quantizers import FakeQuantize
 from qat.switches import fake_quant
 
 
@@ -33,7 +34,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any], *, max_batches: int |
         CalibrationError: no batch.
         NumericsError: NaN or Inf in a value; names the first quantizer that saw it and the batch.
     """
-    found = quantizers(prepared)
+    found = _in_order(prepared)
     modes = {module: module.training for module in prepared.modules()}
     observing = {q: q.observing for q in found.values()}
     fake_quant(prepared, enabled=False)
@@ -78,6 +79,19 @@ def labels_of(batch: Any) -> Tensor | None:
     if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[1]
     return None
+
+
+def _in_order(prepared: nn.Module) -> dict[str, FakeQuantize]:
+    """All quantizers by name, in the order in which values reach them: the first broken one is where it began."""
+    names = {quantizer: name for name, quantizer in quantizers(prepared).items()}
+    ordered = {}
+    for model in prepared.modules():
+        if isinstance(model, PreparedModel):
+            for node in model.graphs[False].nodes:
+                if node.op == "call_module":
+                    reached = quantizers(model.get_submodule(str(node.target))).values()
+                    ordered |= {names[quantizer]: quantizer for quantizer in reached}
+    return ordered | {name: quantizer for quantizer, name in names.items() if name not in ordered}
 
 
 def _require_finite(found: Mapping[str, Any], batch: int) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -59,6 +60,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         QatError: anything the user can mend; nothing is left half-written.
     """
     folder, clock = Path(cfg.run_dir), Stopwatch()
+    _quiet()
     with clock("total"):
         recipe, target = qat.QuantRecipe.parse(plain(cfg, "quant")), qat.Target.parse(plain(cfg, "target"))
         callback = _callback(cfg, recipe, target)
@@ -107,6 +109,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     log.info("everything this run wrote: %s", folder)
     report.require()
     return results
+
+
+def _quiet() -> None:
+    """One line per stage: without what Lightning says at every Trainer, of devices, tips, and its own libraries."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
+        ".*does not have many workers.*",  # images in memory need none
+        ".*Experiment logs directory.*",  # a resumed run
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 # stages

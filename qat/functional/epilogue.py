@@ -16,6 +16,7 @@ float step of mobilenet_v2; here the rows of x are summed by vectorised operator
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,11 +58,17 @@ def rows(x: Tensor) -> Tensor:
     return x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
 
 
+def row_length(x: Tensor) -> int:
+    """S of `rows`."""
+    return math.prod(x.shape[2:])
+
+
 def batch_stats(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of `x` per channel, `[C]`; moves the running ones as BatchNorm does."""
-    r = rows(x)
-    if x.device.type != "cpu" or not x.is_contiguous() or r.shape[2] < SHORT_ROW:
+    fits = x.device.type == "cpu" and x.is_contiguous() and row_length(x) >= SHORT_ROW
+    if not fits or torch.compiler.is_compiling():
         return own_stats(x, norm)
+    r = rows(x)
     return stats_of_sums(x, norm, r.sum(2), torch.linalg.vector_norm(r, dim=2).square_())
 
 
@@ -88,18 +95,17 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor
     return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
 
-def norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """BatchNorm's own backward: the gradients of x, weight and bias, as far as they are needed."""
-    x, weight, _, mean, var = ctx.saved_tensors
-    invstd = torch.rsqrt(var + ctx.eps)
-    return torch.ops.aten.native_batch_norm_backward(
-        grad, x, weight, mean, var, mean, invstd, ctx.batch_stats, ctx.eps, list(ctx.needs_input_grad[:3])
-    )
+def keep(ctx: Any, norm: Norm, to: Grid, *saved: Tensor) -> None:
+    """Save what `NormActQuant.backward` reads: x, weight, bias, mean, var; the bounds and BatchNorm's numbers."""
+    ctx.save_for_backward(*saved)
+    ctx.bounds, ctx.eps, ctx.batch_stats = (to.open_low, to.open_high), norm.eps, norm.batch_stats
 
 
-class _NormActQuant(torch.autograd.Function):
+class NormActQuant(torch.autograd.Function):
+    """The eager function; regional.py replaces its forward."""
+
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, activation: Clamp, quant: Quant,
         observe: Observe | None,
     ) -> Tensor:  # fmt: skip
@@ -108,16 +114,18 @@ class _NormActQuant(torch.autograd.Function):
         if observe is not None:
             observe(y)  # moves quant.scale and quant.zero_point, before they are read
         to = grid(*quant, activation)
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.eps, ctx.batch_stats = norm.eps, norm.batch_stats
-        ctx.bounds = (to.open_low, to.open_high)
+        keep(ctx, norm, to, x, weight, bias, mean, var)
         return snap_(y, to)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         x, weight, bias, mean, var = ctx.saved_tensors
         grad = pass_inside_(grads[0], normalize(x, mean, var, weight, bias, ctx.eps), *ctx.bounds)
-        return *norm_backward(ctx, grad), None, None, None, None
+        invstd = torch.rsqrt(var + ctx.eps)
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, mean, invstd, ctx.batch_stats, ctx.eps, list(ctx.needs_input_grad[:3])
+        )
+        return dx, dweight, dbias, None, None, None, None
 
 
 def norm_act_quant(x: Tensor, norm: Norm, activation: Clamp, quant: Quant, observe: Observe | None = None) -> Tensor:
@@ -130,7 +138,7 @@ def norm_act_quant(x: Tensor, norm: Norm, activation: Clamp, quant: Quant, obser
         quant: the quantizer's tensors.
         observe: shown BatchNorm's output before the scale is read; None when ranges are frozen.
     """
-    return _NormActQuant.apply(x, norm.weight, norm.bias, norm, activation, quant, observe)
+    return NormActQuant.apply(x, norm.weight, norm.bias, norm, activation, quant, observe)
 
 
 def grid_of(quant: Quant, activation: Clamp) -> Grid:

@@ -1,19 +1,17 @@
-"""The epilogue in fused loops, compiled once for all layers: `torch.compile(dynamic=True)` on four small functions.
+"""The epilogue's forward in fused loops, compiled once for all layers: `torch.compile(dynamic=True)`.
 
     alpha = gamma / sqrt(v + eps)     beta' = beta - m * alpha      BatchNorm as one multiplication and addition
-    forward    sums, sums of squares (learning: smallest, largest) of the rows of x       one pass over x
-               y = clamp(round((x * alpha + beta') / s), a, b) * s                        one pass
-    backward   g = dy where open_low < x * alpha + beta' < open_high                      one pass
-               BatchNorm's own backward of g                                              two passes
+    sums, sums of squares (learning: smallest, largest) of the rows of x                  one pass over x
+    y = clamp(round((x * alpha + beta') / s), a, b) * s                                   one pass
 
 The range that an observer is shown comes from the first pass too: BatchNorm is monotone in each channel, so the ends of
 n are among those of x, normalised. Results equal those of epilogue.py within float32's rounding: a value that near a
-tie may land on the next step.
+tie may land on the next step. Backward is epilogue.py's; a compiled one was slower (docs/log.md).
 
 A compiled function is reached through a cache by device, never through a module's attribute: models copy and pickle as
-before. The first shapes that it sees have no two extents alike; from equal ones dynamo would conclude that they always
-are, and compile again for every layer. What is outside (channels-last memory, an extent of one, inference mode, a
-machine without compiler) runs through epilogue.py.
+before. The first shape that it sees has no two extents alike; from equal ones dynamo would conclude that they always
+are, and compile again for every layer. What does not fit (channels-last memory, short rows, inference mode, a machine
+without compiler) runs through epilogue.py.
 """
 
 from __future__ import annotations
@@ -27,11 +25,15 @@ import torch
 from torch import Tensor
 
 from qat.functional.epilogue import (
+    SHORT_ROW,
     Norm,
+    NormActQuant,
     Observe,
     Quant,
+    keep,
     norm_act_quant,
-    norm_backward,
+    own_stats,
+    row_length,
     rows,
     stats_of_sums,
 )
@@ -56,31 +58,23 @@ def land(x: Tensor, alpha: Tensor, beta: Tensor, to: Tensor) -> Tensor:
     return ((x * alpha[:, None] + beta[:, None]) / scale).clamp(first, last).round() * scale
 
 
-def gate(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor, to: Tensor) -> Tensor:
-    """The gradient where `x * alpha + beta` lies inside the open interval of `to`, else 0."""
-    n = x * alpha[:, None] + beta[:, None]
-    return torch.where((n > to[3]) & (n < to[4]), grad, 0.0)
-
-
 class Loops(NamedTuple):
     """The functions above, compiled."""
 
     sums: Callable[..., Any]
     sums_and_ends: Callable[..., Any]
     land: Callable[..., Any]
-    gate: Callable[..., Any]
 
 
 @functools.cache
 def loops(device: str) -> Loops | None:
     """The compiled functions for one type of device; None, after a warning, where they cannot be compiled."""
-    compiled = Loops(*(torch.compile(f, dynamic=True) for f in (sums, sums_and_ends, land, gate)))
+    compiled = Loops(*(torch.compile(f, dynamic=True) for f in (sums, sums_and_ends, land)))
     x = torch.zeros(FIRST_SHAPE, device=device)
     channel, to = torch.ones(FIRST_SHAPE[1], device=device), torch.ones(5, device=device)
     try:
         with torch.no_grad():
-            compiled.sums(x), compiled.sums_and_ends(x)
-            compiled.gate(compiled.land(x, channel, channel, to), x, channel, channel, to)
+            compiled.sums(x), compiled.sums_and_ends(x), compiled.land(x, channel, channel, to)
     except (RuntimeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
@@ -92,37 +86,32 @@ def loops(device: str) -> Loops | None:
     return compiled
 
 
-class _Regional(torch.autograd.Function):
+class _Regional(NormActQuant):
     @staticmethod
-    def forward(
+    def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, activation: Clamp, quant: Quant,
         observe: Observe | None, run: Loops,
     ) -> Tensor:  # fmt: skip
         r = rows(x.detach())
         mean, var = norm.running_mean, norm.running_var
+        by_sums = norm.batch_stats and x.device.type == "cpu"  # elsewhere BatchNorm's own statistics are fast
         if observe is not None:
             s, squares, low, high = run.sums_and_ends(r)
-        elif norm.batch_stats:
+        elif by_sums:
             s, squares = run.sums(r)
         if norm.batch_stats:
-            mean, var = stats_of_sums(x, norm, s, squares)
+            mean, var = stats_of_sums(x, norm, s, squares) if by_sums else own_stats(x, norm)
         alpha = weight * torch.rsqrt(var + norm.eps)
         beta = bias - mean * alpha
         if observe is not None:
-            observe(
-                torch.stack((low.amin(0), high.amax(0))) * alpha + beta
-            )  # moves quant.scale and quant.zero_point, before they are read
-        to = packed(grid(*quant, activation))
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.alpha, ctx.beta, ctx.to = alpha, beta, to
-        ctx.eps, ctx.batch_stats, ctx.run = norm.eps, norm.batch_stats, run
-        return run.land(r, alpha, beta, to).view_as(x)
+            observe(torch.stack((low.amin(0), high.amax(0))) * alpha + beta)  # moves quant, before it is read
+        to = grid(*quant, activation)
+        keep(ctx, norm, to, x, weight, bias, mean, var)
+        return run.land(r, alpha, beta, packed(to)).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x = ctx.saved_tensors[0].detach()
-        grad = ctx.run.gate(rows(grads[0].detach().contiguous()), rows(x), ctx.alpha, ctx.beta, ctx.to).view_as(x)
-        return *norm_backward(ctx, grad), None, None, None, None, None
+        return *NormActQuant.backward(ctx, *grads), None
 
 
 def regional_norm_act_quant(
@@ -137,7 +126,8 @@ def regional_norm_act_quant(
         quant: the quantizer's tensors.
         observe: shown `[2, C]`, values among which the smallest and largest of BatchNorm's output are.
     """
-    fits = x.is_contiguous() and min(rows(x).shape) > 1 and not torch.is_inference_mode_enabled()
+    fits = x.is_contiguous() and min(x.shape[:2]) > 1 and row_length(x) >= SHORT_ROW
+    fits = fits and not torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
     run = loops(x.device.type) if fits else None
     if run is None:
         return norm_act_quant(x, norm, activation, quant, observe)

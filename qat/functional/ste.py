@@ -103,7 +103,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.bounds = (to.open_low, to.open_high)
         # clamping before rounding is the same: the ends are whole steps
-        return (x / to.scale).clamp_(to.first, to.last).round_().mul_(to.scale)
+        return (x / to.scale).clamp_(to.first, to.last).round_().mul_(to.scale)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -38,19 +38,24 @@ class FakeQuantWeight(nn.Module):
         new.norm_eps = norm_eps
         return new
 
-    def fold(self, norm_weight: Tensor, norm_var: Tensor) -> Tensor:
+    def fold(self, norm_weight: Tensor | None, norm_var: Tensor) -> Tensor:
         """Fold factor for the weight, `[C_out, 1, ...]`, never zero: a dead channel keeps its sign and a tiny size."""
         assert self.norm_eps is not None
-        factor = fold_factor(norm_weight.detach(), norm_var, self.norm_eps)
+        gamma = torch.ones_like(norm_var) if norm_weight is None else norm_weight.detach()
+        factor = fold_factor(gamma, norm_var, self.norm_eps)
         tiny = torch.finfo(factor.dtype).tiny ** 0.25  # small enough to round to 0, large enough to divide by
         factor = torch.where(factor.abs() < tiny, torch.full_like(factor, tiny), factor)
         return factor.view(-1, *[1] * (self.weight.ndim - 1))
 
     def quantized_weight(self, norm_weight: Tensor | None = None, norm_var: Tensor | None = None) -> Tensor:
         """The weight as the integers say it, shape and dtype of `weight`."""
-        if norm_weight is None or norm_var is None:
+        if norm_var is None:
             return self.weight_quantizer(self.weight)
         factor = self.fold(norm_weight, norm_var)
+        if not self.weight_quantizer.enabled:  # w * f / f is not w to the last bit
+            if self.weight_quantizer.learning:
+                self.weight_quantizer.observe(self.weight * factor)
+            return self.weight
         return self.weight_quantizer(self.weight * factor) / factor
 
     def integer_bias(self, input_scale: Tensor | None) -> Tensor | None:

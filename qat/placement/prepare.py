@@ -26,6 +26,7 @@ from qat.layers import (
     FakeQuantWeight,
 )
 from qat.layers.batchnorm import _FakeQuantBatchNorm
+from qat.observers import Observer
 from qat.placement.capture import Capture, capture
 from qat.placement.describe import describe
 from qat.placement.patterns import Role
@@ -92,7 +93,9 @@ def prepare(
     captured = capture(root, args, kwargs, leaf_modules)
     graphs = [captured.eval] if captured.modes_agree else [captured.eval, captured.train]
     modules = dict(root.named_modules())
-    names = {id(graph): name_nodes(graph) for graph in graphs}
+    names = {id(captured.eval): name_nodes(captured.eval)}
+    if not captured.modes_agree:
+        names[id(captured.train)] = name_nodes(captured.train, like=names[id(captured.eval)])
     for graph in graphs:
         root.train(graph is not captured.eval)
         propagate_shapes(root, graph, args, kwargs)
@@ -281,10 +284,11 @@ def build_quantizer(recipe: TensorRecipe, spec: IntSpec, *, channels: int | None
 
 def require_finite(model: nn.Module) -> None:
     """Raise `NumericsError` naming the parameters and buffers that hold NaN or Inf."""
+    unseen = {id(b) for m in model.modules() if isinstance(m, Observer) for b in m.buffers()}  # infinite until observed
     bad = [
         name
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        if tensor.is_floating_point() and id(tensor) not in unseen and not torch.isfinite(tensor).all()
     ]
     if bad:
         raise NumericsError(

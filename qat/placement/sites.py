@@ -10,8 +10,10 @@ repeated until nothing changes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 
 from torch import fx, nn
 
@@ -118,18 +120,38 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def name_nodes(graph: fx.Graph) -> dict[fx.Node, str]:
-    """A name per node that is stable across modes: module path, or scope and function, with a count when repeated."""
-    seen: dict[str, int] = {}
-    names = {}
-    for node in graph.nodes:
-        if node.op == "call_module" or node.op == "placeholder":
-            base = str(node.target)
-        else:
-            stack = node.meta.get("nn_module_stack") or {}
-            scope = next(reversed(stack.values()))[0] if stack else ""
-            function = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
-            base = f"{scope}.{function.strip('_')}" if scope else function.strip("_")
-        count = seen[base] = seen.get(base, 0) + 1
-        names[node] = base if count == 1 else f"{base}_{count}"
-    return names
+def name_nodes(graph: fx.Graph, like: Mapping[fx.Node, str] | None = None) -> dict[fx.Node, str]:
+    """A name per node: module path, or scope and function, with a count when repeated.
+
+    Args:
+        graph: any of a model's graphs.
+        like: names in the graph of the other mode. Operators that both graphs have in the same order get the same
+            names, so that both modes share their quantizers; those of one mode alone get names of their own.
+    """
+    nodes, bases = list(graph.nodes), [_base(node) for node in graph.nodes]
+    names: dict[fx.Node, str] = {}
+    taken: set[str] = set()
+    if like is not None:
+        taken = set(like.values())
+        other = list(like.items())
+        for block in SequenceMatcher(None, [_base(n) for n in like], bases, autojunk=False).get_matching_blocks():
+            names |= {nodes[block.b + i]: other[block.a + i][1] for i in range(block.size)}
+    for node, base in zip(nodes, bases, strict=True):
+        if node not in names:
+            count = next(i for i in itertools.count(1) if _counted(base, i) not in taken)
+            names[node] = _counted(base, count)
+            taken.add(names[node])
+    return {node: names[node] for node in nodes}
+
+
+def _counted(base: str, count: int) -> str:
+    return base if count == 1 else f"{base}_{count}"
+
+
+def _base(node: fx.Node) -> str:
+    if node.op in ("call_module", "placeholder"):
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    scope = next(reversed(stack.values()))[0] if stack else ""
+    function = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
+    return f"{scope}.{function.strip('_')}" if scope else function.strip("_")

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from qat.artifact import Artifact
 from qat.calibrate import calibrate, labels_of
+from qat.compile import compile_regions
 from qat.convert import convert
 from qat.errors import ConfigError, ExportError, unknown_name
 from qat.export import WRITERS
@@ -29,7 +30,7 @@ from qat.recipe import QuantRecipe, numerics
 from qat.switches import freeze_batchnorm, observers
 from qat.target import Target
 from qat.training.batches import calibration_loader, looking_ahead, training_loader
-from qat.training.calls import Call, Step, evaluating, example_calls
+from qat.training.calls import Call, Step, call_step, evaluating, example_calls
 from qat.training.finite import require_finite_gradients, require_finite_loss
 from qat.training.networks import candidate_networks, find_networks, replace_network
 from qat.training.schedule import Phase, Schedule, progress
@@ -39,7 +40,7 @@ from qat.verify import verify as verify_artifact
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the entry "qat" in checkpoints
-COMPILE = (None,)
+COMPILE = (None, "regional")
 
 
 class QuantizationAwareTraining(pl.Callback):
@@ -58,7 +59,7 @@ class QuantizationAwareTraining(pl.Callback):
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         export: file that the trained network is exported to when `fit` ends; None for none.
         verify: compare that file, in its runtime, with the trained network on the validation data.
-        compile: which parts of the network are compiled; None, for none, is all there is so far.
+        compile: "regional" runs what follows the convolutions in compiled loops during `fit`; None runs it eagerly.
 
     Attributes:
         artifact: what was exported, after `fit`.
@@ -97,7 +98,7 @@ class QuantizationAwareTraining(pl.Callback):
         self.modules = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
         self.exclude = tuple(exclude)
         self.export_path = None if export is None else Path(export)
-        self.verify = verify
+        self.verify, self.compile = verify, compile
         self.artifact: Artifact | None = None
         self.report: ParityReport | None = None
         self._phase: Phase | None = None  # the last one that was logged; nothing depends on it
@@ -161,7 +162,7 @@ class QuantizationAwareTraining(pl.Callback):
         self._phase = None
         if self.export_path is not None:
             require_writable(self.export_path)
-        if self.modules is None and not candidate_networks(pl_module):
+        if not candidate_networks(pl_module):
             self._prepare_after_configure_model(trainer, pl_module)
         else:
             self._prepare_for_fit(trainer, pl_module)
@@ -172,6 +173,10 @@ class QuantizationAwareTraining(pl.Callback):
         _require_own_parameters(trainer, pl_module)
         for network in prepared.values():
             freeze_batchnorm(network, frozen=False)  # as after an earlier fit
+            if self.compile == "regional":
+                compile_regions(network)
+        if trainer.max_epochs == -1 and trainer.max_steps == -1:
+            logger.warning("neither max_epochs nor max_steps is set, so ranges never freeze; set one of them")
         if any(q.calibrated for network in prepared.values() for q in quantizers(network).values()):
             return
         with looking_ahead(calibration_loader(trainer), self.calibration_batches) as batches:
@@ -205,7 +210,7 @@ class QuantizationAwareTraining(pl.Callback):
 
         def again() -> Any:
             assert self._batch is not None
-            return pl_module.training_step(*self._batch)
+            return call_step(pl_module, "training_step", *self._batch)
 
         require_finite_loss(loss, step=trainer.global_step, module=pl_module, run=again)
 
@@ -241,6 +246,8 @@ class QuantizationAwareTraining(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export and verify, after the last checkpoint is written; in `fast_dev_run` nothing is left on disk."""
+        for network in self.prepared(pl_module).values():
+            compile_regions(network, enabled=False)
         if self.export_path is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         (network,) = self.prepared(pl_module).values()

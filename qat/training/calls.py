@@ -70,6 +70,12 @@ def first_calls(networks: Mapping[str, nn.Module], run: Callable[[], Any], what:
     raise ConfigError(f"{what} never called {_list(n for n in networks if n not in calls)}: name others in modules=[]")
 
 
+def call_step(module: pl.LightningModule, hook: str, batch: Any, batch_idx: int) -> Any:
+    """Call a step with the index of the batch, or without where it takes none, as Lightning does."""
+    step = getattr(module, hook)
+    return step(batch, batch_idx) if len(inspect.signature(step).parameters) > 1 else step(batch)
+
+
 class Step(nn.Module):
     """A LightningModule's step, up to the point where all its networks have computed.
 
@@ -89,12 +95,12 @@ class Step(nn.Module):
 
     def calls(self, batch: Any) -> dict[str, Call]:
         """What the networks are called with on `batch`."""
-        module, step = self.module, getattr(self.module, self.hook)
+        module = self.module
         batch = module.on_before_batch_transfer(batch, 0)
         batch = module.transfer_batch_to_device(batch, torch.device(device_of(module)), 0)
         batch = module.on_after_batch_transfer(batch, 0)
-        index = (0,) if len(inspect.signature(step).parameters) > 1 else ()
-        return first_calls(self.networks, lambda: step(batch, *index), f"{type(module).__name__}.{self.hook}")
+        what = f"{type(module).__name__}.{self.hook}"
+        return first_calls(self.networks, lambda: call_step(module, self.hook, batch, 0), what)
 
     def forward(self, batch: Any) -> Any:
         """Run the step until its networks have computed; returns what the last of them did."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ ACTIVATIONS = {"identity": (IDENTITY, lambda x: x), "relu": (RELU, F.relu), "rel
 # BatchNorm's output may differ from torch's in its last bits (another order of the same operations). That moves a
 # value to the next step only this near a tie, in steps, and a gradient across the mask's edge only this near it.
 NEAR_TIE = 1e-3
+STATISTICS = 1e-6  # relative to float64: rows are summed in float32, and a difference of squares costs up to 4 bits
 GRADIENT = 2e-5  # relative to the largest gradient: float32 sums over 4 * 6 * 6 values, in another order
 
 
@@ -75,10 +78,29 @@ def test_equals_batchnorm_activation_and_fake_quantize(case, name):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=atol, rtol=0, msg=lambda m, w=what: f"{w}: {m}")
 
 
-def test_running_statistics_are_batchnorms_bit_for_bit(case):
+@pytest.mark.parametrize("shift", [0.0, 2.0, 4.0, 30.0])
+def test_running_statistics_are_batchnorms(case, shift):
+    """Also where the mean is so large that a difference of squares would lose it."""
     norm, quant = case.arguments()
-    norm_act_quant(case.x, norm, RELU, quant)
-    case.norm(case.x)
+    x = case.x + shift
+    norm_act_quant(x, norm, RELU, quant)
+    exact = copy.deepcopy(case.norm).double()
+    exact(x.double())
+    deviation = exact.running_var.sqrt()
+    assert ((norm.running_mean - exact.running_mean).abs() <= STATISTICS * (deviation + exact.running_mean.abs())).all()
+    assert ((norm.running_var - exact.running_var).abs() <= STATISTICS * exact.running_var).all()
+    if not case.norm.training:
+        assert torch.equal(norm.running_mean, case.norm.running_mean)
+        assert torch.equal(norm.running_var, case.norm.running_var)
+
+
+@pytest.mark.parametrize("make", [lambda x: x[:, :, :5, :3], lambda x: x.contiguous(memory_format=torch.channels_last)])
+def test_running_statistics_are_batchnorms_bit_for_bit_where_its_own_loop_runs(case, make):
+    """On short rows, and on other memory formats."""
+    norm, quant = case.arguments()
+    x = make(case.x)
+    norm_act_quant(x, norm, RELU, quant)
+    case.norm(x)
     assert torch.equal(norm.running_mean, case.norm.running_mean)
     assert torch.equal(norm.running_var, case.norm.running_var)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qat.functional.affine import quantize
-from qat.functional.folding import BIAS_LIMIT, fit_bias, fold_bias, fold_factor, fold_integers
+from qat.functional.folding import BIAS_LIMIT, fit_bias, fold_bias, fold_factor, fold_integers, round_bias
 from qat.functional.ranges import EPS, qparams
 from qat.spec import IntSpec
 
@@ -140,3 +140,22 @@ def test_one_scale_for_a_whole_weight_gets_a_bias_too():
     assert fitted is q
     assert same is scale
     assert steps.tolist() == [2500, -500]
+
+
+@given(seed=st.integers(0, 2**16), input_scale=st.floats(2.0**-10, 1.0, width=32))
+def test_a_rounded_bias_is_what_the_stored_one_says(seed, input_scale):
+    """The fake-quant model sees the int32 that `fit_bias` stores, and trains as if it did not."""
+    generator = torch.Generator().manual_seed(seed)
+    bias = torch.randn(6, generator=generator).requires_grad_()
+    scale = torch.rand(6, generator=generator) * 0.02 + 1e-3
+    rounded = round_bias(bias, scale * input_scale)
+    _, _, steps = fit_bias(torch.ones(6, 2, dtype=torch.int8), scale, bias.detach(), input_scale)
+    step = scale.double() * input_scale
+    assert ((rounded.detach().double() - steps * step).abs() <= FLOAT_BIAS * bias.detach().abs().clamp(min=1e-2)).all()
+    rounded.sum().backward()
+    assert torch.equal(bias.grad, torch.ones(6))
+
+
+def test_a_bias_of_a_dead_channel_stays():
+    bias = torch.tensor([0.7, -3.0])
+    torch.testing.assert_close(round_bias(bias, torch.zeros(2)), bias, atol=0, rtol=FLOAT_BIAS)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qat.functional.folding import fold_bias, fold_factor
 from qat.functional.ste import IDENTITY, RELU, RELU6
 from qat.layers import FakeQuantBatchNorm1d, FakeQuantBatchNorm2d, FakeQuantBatchNorm3d
 
@@ -124,3 +125,26 @@ def test_float32_inside_autocast_and_the_dtype_comes_back(activation_quantizer):
     assert y.dtype is torch.bfloat16
     assert torch.equal(y, expected.bfloat16())
     assert torch.equal(fake.running_var, other.running_var)
+
+
+def test_the_bias_is_the_one_that_folding_deploys(activation_quantizer):
+    """(b - mean) f + beta is a whole number of s_x |f| s_w; only where running statistics normalise."""
+    fake = FakeQuantBatchNorm2d.from_float(randomized(nn.BatchNorm2d(4)), RELU, activation_quantizer())
+    input_scale, weight_scale, layer_bias = torch.tensor(0.05), torch.rand(4) * 0.02 + 0.001, torch.randn(4)
+    arguments = (input_scale, weight_scale, layer_bias)
+    assert fake.train().rounded_bias(*arguments) is fake.bias
+    bias = fake.eval().rounded_bias(*arguments).detach()
+    factor = fold_factor(fake.weight, fake.running_var, fake.eps).detach()
+    steps = fold_bias(layer_bias, fake.running_mean, bias, factor).double() / (
+        input_scale * weight_scale * factor.abs()
+    )
+    assert (steps - steps.round()).abs().max() < 2e-2  # thousands of steps in float32
+    assert ((bias - fake.bias).abs() <= 0.51 * input_scale * weight_scale * factor.abs()).all()
+
+
+def randomized(norm):
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -1.5, 0.3, 2.0]))
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    return norm

@@ -64,3 +64,14 @@ def test_switched_off_it_is_the_float_weight_with_one_scale_too(weight_quantizer
     fake.weight_quantizer.enabled = False
     assert torch.equal(fake.quantized_weight(norm.weight, norm.running_var), layer.weight)
     assert fake.weight_quantizer.calibrated  # calibration runs with fake quantization off
+
+
+def test_the_bias_is_an_integer_at_the_scale_of_the_products(weight_quantizer):
+    fake = FakeQuantConv2d.from_float(nn.Conv2d(2, 3, 3), weight_quantizer(3))
+    fake.quantized_weight()
+    input_scale = torch.tensor(0.05)
+    steps = fake.integer_bias(input_scale).double() / (input_scale.double() * fake.weight_quantizer.scale.double())
+    assert (steps - steps.round()).abs().max() < 1e-3  # whole steps, of which float32 keeps 24 bits
+    assert fake.integer_bias(None) is fake.bias
+    fake.weight_quantizer.enabled = False
+    assert fake.integer_bias(input_scale) is fake.bias

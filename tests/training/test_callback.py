@@ -97,12 +97,33 @@ def test_phases_under_lightnings_limits(
     assert recorder.phases == expected
 
 
+def test_without_an_end_ranges_never_freeze(trainer: Trainers, stranger: type, loader: Loader, caplog: Any) -> None:
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    recorder = Recorder()
+    trainer(QuantizationAwareTraining(), recorder, Stop(), max_epochs=-1).fit(stranger(), loader, loader)
+    assert recorder.phases == [LEARN] * 8
+    assert "neither max_epochs nor max_steps is set, so ranges never freeze" in caplog.text
+
+
 def test_a_second_fit_starts_from_the_first_phase(trainer: Trainers, stranger: type, loader: Loader) -> None:
     module, callback = stranger(), QuantizationAwareTraining()
     trainer(callback).fit(module, loader, loader)
     recorder = Recorder()
     trainer(callback, recorder).fit(module, loader, loader)
     assert recorder.phases == [LEARN, LEARN, RANGES, NORMS]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, [False]), ("regional", [True, False])])
+def test_compiled_during_fit(
+    trainer: Trainers, stranger: type, loader: Loader, monkeypatch: pytest.MonkeyPatch, value: str, expected: list[bool]
+) -> None:
+    switched = []
+    monkeypatch.setattr("qat.training.callback.compile_regions", lambda network, enabled=True: switched.append(enabled))
+    trainer(QuantizationAwareTraining(compile=value)).fit(stranger(), loader, loader)
+    assert switched == expected
 
 
 # the network in its place
@@ -271,7 +292,7 @@ def test_calibration_uses_the_data_modules_own_loader(trainer: Trainers, strange
 
     class Scale(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-            self.scale = next(iter(qat.quantizers(module).values())).scale.item()
+            self.scale = module.model.x_quantizer.scale.item()
 
     scale, plain = Scale(), Scale()
     trainer(QuantizationAwareTraining(), scale).fit(stranger(), datamodule=Data())
@@ -428,12 +449,14 @@ def test_an_artefact_that_departs_ends_in_an_error(
 ) -> None:
     def other(prepared: PreparedModel) -> Any:
         with torch.no_grad():
-            weight = prepared.fc.weight.clone()
+            weight, bias = prepared.fc.weight.clone(), prepared.fc.bias.clone()
             prepared.fc.weight.copy_(weight.flip(0))
+            prepared.fc.bias.copy_(bias.flip(0))
             try:
                 return qat.convert(prepared)
             finally:
                 prepared.fc.weight.copy_(weight)
+                prepared.fc.bias.copy_(bias)
 
     monkeypatch.setattr("qat.training.callback.convert", other)
     callback = QuantizationAwareTraining(export=tmp_path / "model.onnx")

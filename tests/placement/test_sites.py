@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qat.functional.ste import IDENTITY, RELU, Clamp
+from qat.placement.capture import capture
+from qat.placement.shapes import propagate_shapes
+from qat.placement.sites import Sites, find_sites, name_nodes
+
+X = torch.zeros(2, 4, 8, 8)
+
+
+class Net(nn.Module):
+    """A forward pass given as a function of the net and its input."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.conv, self.other, self.norm = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def sites_of(function, exclude: tuple[str, ...] = ()) -> Sites:
+    model = Net(function)
+    graph = capture(model, (X,), {}).eval
+    names = name_nodes(graph)
+    propagate_shapes(model, graph, (X,), {})
+    return find_sites(graph, dict(model.named_modules()), names, {name: name for name in exclude})
+
+
+def points(function, exclude: tuple[str, ...] = ()) -> dict[str, Clamp]:
+    sites = sites_of(function, exclude)
+    return {sites.names[node]: clamp for node, clamp in sites.points.items()}
+
+
+def test_an_integer_operator_reads_a_grid_and_makes_one_behind_its_tail():
+    assert points(lambda m, x: m.relu(m.norm(m.conv(x)))) == {"x": IDENTITY, "relu": RELU}
+    assert points(lambda m, x: m.norm(m.conv(x))) == {"x": IDENTITY, "norm": IDENTITY}
+    assert points(lambda m, x: m.conv(x)) == {"x": IDENTITY, "conv": IDENTITY}
+
+
+def test_a_tail_ends_where_a_value_has_two_readers():
+    def function(m, x):
+        y = m.norm(m.conv(x))
+        return m.relu(y) + y
+
+    assert points(function) == {"x": IDENTITY, "norm": IDENTITY, "relu": RELU, "add": IDENTITY}
+
+
+def test_moves_stay_on_the_grid_of_their_input():
+    found = points(lambda m, x: m.other(F.max_pool2d(m.conv(x), 2)[:, :4].contiguous()))
+    assert found == {"x": IDENTITY, "conv": IDENTITY, "other": IDENTITY}
+
+
+def test_a_move_before_the_first_integer_operator():
+    """The input itself could go onto the grid as well; what counts is that the operator reads one."""
+    assert points(lambda m, x: m.conv(x[:, :4])) == {"getitem": IDENTITY, "conv": IDENTITY}
+
+
+def test_a_float_operator_gets_no_quantizer_of_its_own():
+    assert points(lambda m, x: torch.sigmoid(m.conv(x))) == {"x": IDENTITY, "conv": IDENTITY}
+    assert points(lambda m, x: m.conv(torch.sigmoid(x))) == {"sigmoid": IDENTITY, "conv": IDENTITY}
+
+
+def test_the_activation_of_a_float_operator_is_absorbed_by_the_reader():
+    assert points(lambda m, x: m.conv(m.relu(torch.sigmoid(x)))) == {"relu": RELU, "conv": IDENTITY}
+
+
+def test_every_input_of_an_addition_is_on_a_grid():
+    found = points(lambda m, x: m.relu(torch.sigmoid(x) + m.conv(x)))
+    assert found == {"sigmoid": IDENTITY, "x": IDENTITY, "conv": IDENTITY, "relu": RELU}
+
+
+def test_excluded_operators_are_float():
+    found = points(lambda m, x: m.relu(m.norm(m.conv(x))), exclude=("conv",))
+    assert found == {}
+    found = points(lambda m, x: m.other(m.relu(m.norm(m.conv(x)))), exclude=("norm",))
+    assert found == {"x": IDENTITY, "conv": IDENTITY, "relu": RELU, "other": IDENTITY}
+
+
+def test_names_count_repeated_operators_and_carry_their_scope():
+    model = nn.Sequential(Net(lambda m, x: m.relu(m.relu(x) + x) + x))
+    graph = capture(model, (X,), {}).eval
+    assert list(name_nodes(graph).values())[:-1] == ["input", "0.relu", "0.add", "0.relu_2", "0.add_2"]
+
+
+def test_names_in_the_other_mode_are_those_of_the_same_operators():
+    def function(m, x):
+        if m.training:
+            x = x + x * 2
+        return m.relu(m.conv(x) + x) + x
+
+    captured = capture(Net(function), (X,), {})
+    evaluation = name_nodes(captured.eval)
+    assert list(evaluation.values()) == ["x", "conv", "add", "relu", "add_2", "output"]
+    training = name_nodes(captured.train, like=evaluation)
+    assert list(training.values()) == ["x", "mul", "add_3", "conv", "add", "relu", "add_2", "output"]

@@ -1,0 +1,109 @@
+"""`train.py` as a user runs it: a whole run, what it leaves, and how it fails. Small: one epoch of a small ResNet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from qat.models import resnet20
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["model=resnet20", "float.epochs=1", "qat.epochs=1", "qat.calibration_batches=2", "latency.repeats=3",
+         "trainer.enable_progress_bar=false", "verify.agreement=50", "verify.top1=50"]  # fmt: skip
+
+
+def train(folder: Path, *overrides: str, quick: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *(QUICK if quick else []), f"cache_dir={folder}/cache", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("train")
+    return folder / "run", train(folder, f"hydra.run.dir={folder}/run")
+
+
+@pytest.mark.runtime
+def test_run_ends_well_with_a_card(run):
+    folder, process = run
+    assert process.returncode == 0, process.stderr
+    assert "Parity on 360 validation images" in process.stdout
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.runtime
+def test_run_leaves_everything_that_scripts_rely_on(run):
+    folder, _ = run
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["top1"]) == {"float", "ptq", "qat", "int8"}
+    assert set(results["size_bytes"]) == set(results["latency_ms"]) == {"float", "int8"}
+    assert {"agreement", "int8_mac_share", "seconds", "cpu", "versions", "recipe", "target", "passed"} <= set(results)
+    assert {"data", "float", "prepare", "calibrate", "qat", "convert", "export", "verify", "latency", "total"} == set(
+        results["seconds"]
+    )
+    assert results["recipe"] == "w8a8"
+    assert results["target"] == "onnxruntime"
+    assert results["int8_mac_share"] == 1.0
+    assert results["examples"] == 360
+    assert "in integers" in (folder / "plan.txt").read_text()
+    assert "8 -> 7 bits" in (folder / "plan.txt").read_text()
+    for name in ("config.yaml", "int8.onnx", "int8.pt2", "float.onnx", "checkpoints/last.ckpt", "qat/metrics.csv",
+                 "float/metrics.csv"):  # fmt: skip
+        assert (folder / name).is_file(), name
+    onnx.checker.check_model(onnx.load(folder / "int8.onnx"), full_check=True)
+
+
+@pytest.mark.runtime
+def test_resume_and_second_run_use_the_cache_and_end_alike(run, tmp_path):
+    """The float baseline comes from the cache, so the same seed gives the same artefact, byte for byte."""
+    folder, _ = run
+    again = train(folder.parent, f"hydra.run.dir={tmp_path}/again")
+    assert again.returncode == 0, again.stderr
+    assert "from the cache" in again.stdout
+    assert (tmp_path / "again" / "int8.onnx").read_bytes() == (folder / "int8.onnx").read_bytes()
+
+
+@pytest.mark.runtime
+def test_sweep_over_recipes_and_seeds_ends_in_one_table(run, tmp_path):
+    folder, _ = run
+    checkpoint = tmp_path / "float.pt"
+    torch.save(resnet20().state_dict(), checkpoint)
+    process = train(
+        folder.parent, "-m", "quant=w8a8,w8a8_per_tensor", "seed=0", "qat.epochs=0", f"init_from={checkpoint}",
+        f"hydra.sweep.dir={tmp_path}/sweep", "verify.agreement=0", "verify.top1=100",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    table = process.stdout[process.stdout.index("Sweep in") :]
+    assert "w8a8_per_tensor" in table
+    assert json.loads((tmp_path / "sweep" / "1" / "results.json").read_text())["recipe"] == "w8a8_per_tensor"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["init_from=nowhere.pt"], "CheckpointError: .*nowhere.pt"),
+        (["qat.freeze_observers_at=0.9", "qat.freeze_bn_at=0.5"], "need 0 <= freeze_observers_at <= freeze_bn_at <= 1"),
+    ],
+)
+def test_bad_input_ends_in_one_message_and_nothing_written(tmp_path, overrides, message):
+    import re
+
+    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", *overrides)
+    assert process.returncode == 1
+    assert re.search(message, process.stderr)
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list((tmp_path / "run").glob("*.onnx"))
+
+
+def test_unknown_model_lists_the_known_ones(tmp_path):
+    process = train(tmp_path, "model=mobilnet_v2", quick=False)
+    assert process.returncode == 1
+    for name in ("mobilenet_v2", "resnet18", "resnet20"):
+        assert name in process.stderr
