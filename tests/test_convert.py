@@ -222,6 +222,19 @@ def test_an_activation_inside_the_grid_is_kept(images, activation):
     assert_agree(prepared, integer, images, prepared.get_submodule("0.output_quantizer").scale)
 
 
+def test_a_range_beyond_relu6_keeps_it(images):
+    """As after a range was set by hand: the grid ends at 12.75, the activation at 6."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6()).eval()
+    nn.init.constant_(model[0].bias, 6.0)
+    prepared = calibrated(model, images)
+    quantizer = prepared.get_submodule("0.output_quantizer")
+    quantizer.scale.fill_(0.05)
+    integer = convert(prepared)
+    assert prepared(images).max() == 6.0
+    assert len(calls(integer, F.hardtanh)) == 1
+    assert_agree(prepared, integer, images, quantizer.scale)
+
+
 def test_excluded_layers_stay_in_float(small_net, images):
     prepared = calibrated(small_net, images, exclude=["point", "fc"])
     integer = convert(prepared)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,8 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
 
 
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside the exporter's own libraries
+        with _quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -90,6 +89,22 @@ def _translate(program: ExportedProgram, opset: int) -> ir.Model:
         ) from error
     assert exported is not None
     return exported.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own deprecations, and its line per constant that it merged."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 def _translations(program: ExportedProgram) -> dict[Any, Any]:

@@ -176,6 +176,15 @@ class BatchStatistics(Base):
         return self.head(self.norm2(self.relu(self.norm1(self.conv1(x)))))
 
 
+class PreActivation(Base):
+    """BatchNorm before the convolution, behind an addition: nothing to fold it into."""
+
+    def forward(self, x):
+        x = self.conv1(x)
+        x = x + self.conv2(F.relu(self.norm1(x)))
+        return self.head(F.relu(self.norm2(x)))
+
+
 class CumulativeNorm(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +243,7 @@ HAND_WRITTEN = [
     SharedReLU, ConvTwice, NormTwice, NormWithTwoReaders, ConvWithTwoReaders, ConvBesideItsReLU,
     InplaceWithALaterReader, InplaceAdd, Functional, FloatResidual, FunctionalDropout, StochasticDepth, AuxiliaryHead,
     NoiseInTraining, Keywords, FloatNorm, BatchStatistics, CumulativeNorm, Tied, SameModuleTwoNames, OneDimensional,
-    ParameterOfItsOwn,
+    ParameterOfItsOwn, PreActivation,
 ]  # fmt: skip
 TWO_GRAPHS = (FunctionalDropout, StochasticDepth, NoiseInTraining, AuxiliaryHead)
 ZOO = {
@@ -518,6 +527,11 @@ def test_excluded_modules_stay_in_float(randomize):
     why = {op.name: op.why for op in prepared.plan.in_float}
     assert why["conv1"] == "excluded by 'conv1'"
     assert why["fc"] == "excluded by 'fc'"
+
+
+def test_a_batchnorm_behind_an_addition_is_float_and_says_why(randomize):
+    plan = qat.prepare(randomize(PreActivation()), batch()).plan
+    assert {op.name: op.why for op in plan.in_float} == {"norm2": "no convolution before it to fold into"}
 
 
 def test_patterns_of_recipe_and_call_add_up(randomize):
