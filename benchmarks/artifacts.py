@@ -38,8 +38,8 @@ def main() -> None:
     console = Console(width=140)
     console.print(f"{cpu['name']} {cpu['isa']}, {args.threads} threads, {machine.versions()}")
     table = Table(title=f"{args.size} px, batch {args.batch}, target {args.target}", title_justify="left")
-    for column in ("model", "prepare, s", "convert, s", "export, s", "float, MB", "int8, MB", "ratio", "float, ms", "int8, ms",
-                   "ratio"):  # fmt: skip
+    for column in ("model", "prepare, s", "convert, s", "export, s", "float, MB", "int8, MB", "ratio", "float, ms",
+                   "int8, ms", "ratio"):  # fmt: skip
         table.add_column(column, justify="right")
     for name in args.models:
         torch.manual_seed(0)

@@ -84,7 +84,7 @@ def labels_of(batch: Any) -> Tensor | None:
 def _in_order(prepared: nn.Module) -> dict[str, FakeQuantize]:
     """All quantizers by name, in the order in which values reach them: the first broken one is where it began."""
     names = {quantizer: name for name, quantizer in quantizers(prepared).items()}
-    ordered = {}
+    ordered: dict[str, FakeQuantize] = {}
     for model in prepared.modules():
         if isinstance(model, PreparedModel):
             for node in model.graphs[False].nodes:

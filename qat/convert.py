@@ -123,18 +123,21 @@ class _Converter:
                 self.values[node] = pooled if keep else self._call(torch.flatten, pooled, 1)
             case _ if role is Role.IDENTITY:
                 self.values[node] = self.values[node.all_input_nodes[0]]
-            case _ if node.target is F.pad and role is Role.MOVE and isinstance(self.values[node.args[0]], OnGrid):
+            case _ if role is Role.MOVE and node.target is F.pad and self._reads_grid(node):
                 # on the integers themselves, zero being the zero point: onnxruntime keeps a float Pad in float
-                source = cast(OnGrid, self.values[cast(fx.Node, node.args[0])])
+                source = cast(OnGrid, self.values[node.all_input_nodes[0]])
                 padded = self._call(F.pad, source.node, node.args[1], value=source.zero_point)
                 self.values[node] = replace(source, node=padded)
-            case _ if role is Role.MOVE and isinstance(self.values[node.all_input_nodes[0]], OnGrid):
+            case _ if role is Role.MOVE and self._reads_grid(node):
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
                 self.values[node] = self._requantize(self._copy(node), source, node)
             case _:
                 self.values[node] = self._copy(node)
 
     # values
+
+    def _reads_grid(self, node: fx.Node) -> bool:
+        return isinstance(self.values[node.all_input_nodes[0]], OnGrid)
 
     def _read(self, node: fx.Node) -> fx.Node:
         """The float value, dequantized for this reader alone."""
@@ -278,7 +281,7 @@ def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tens
         norm: the BatchNorm that follows, None for none.
     """
     quantizer = layer.weight_quantizer
-    bias = cast("Tensor | None", layer.bias)
+    bias = layer.bias
     if norm is None:
         return quantizer.integers(layer.weight), quantizer.scale.clone(), bias
     norm = cast(Norm, norm)

@@ -1,4 +1,4 @@
-"""float → prepare → calibrate → train → convert → export → verify → card: one run, and the only reader of the config."""
+"""float → prepare → calibrate → train → convert → export → verify → card: one run, the only reader of the config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import qat
 from qat import machine
 from qat.artifact import Artifact
 from qat.data import ImageData
-from qat.errors import ConfigError, unknown_name
+from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
 from qat.models import load_float
 from qat.placement.prepared import PreparedModel
@@ -169,6 +169,11 @@ def _classifier(cfg: DictConfig, section: str, model: nn.Module, data: ImageData
 def _callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target) -> QuantizationAwareTraining:
     if cfg.qat.epochs < 0:
         raise ConfigError(f"need qat.epochs >= 0, got {cfg.qat.epochs}; 0 is post-training quantization")
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise CheckpointError(
+            f"ckpt_path {cfg.ckpt_path!r} is no file; it resumes a QAT run from its checkpoints/last.ckpt. "
+            "To start from a float model, use init_from"
+        )
     if cfg.qat.compile not in (None, "regional"):
         raise ConfigError(unknown_name("value of qat.compile", str(cfg.qat.compile), ["null", "regional"]))
     return QuantizationAwareTraining(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import qat
+from qat.component import Component
 from qat.errors import ConfigError, QatError
 from qat.settings import HYDRA_KEYS, build, plain
 
@@ -30,7 +30,7 @@ def test_every_option_composes_and_its_components_take_their_keys(group, option)
     cfg = composed(f"{group}={option}")
     checked = 0
     for node in components(cfg):
-        target = hydra.utils.get_object(node["_target_"])
+        target = Component(path=node["_target_"]).resolve()
         parameters = inspect.signature(target).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # torchvision's builders
         for key in node:
@@ -66,12 +66,12 @@ def test_a_target_name_means_the_same_in_python_and_on_the_command_line(name):
 
 def test_a_key_that_nothing_takes_is_refused_with_the_nearest():
     cfg = composed("+trainer.max_epoch=3")
-    with pytest.raises(ConfigError, match=r"trainer.max_epoch: .*Trainer takes no such key. Did you mean trainer.max_epochs"):
+    with pytest.raises(ConfigError, match=r"Trainer takes no such key. Did you mean trainer.max_epochs"):
         build(cfg, "trainer")
 
 
 def test_a_key_that_the_run_sets_is_refused():
-    with pytest.raises(ConfigError, match="trainer.max_epochs is set by the run itself"):
+    with pytest.raises(ConfigError, match=r"trainer.max_epochs is set by the run itself"):
         build(composed("+trainer.max_epochs=3"), "trainer", max_epochs=5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,13 @@ QUICK = ["model=resnet20", "float.epochs=1", "qat.epochs=1", "qat.calibration_ba
 
 
 def train(folder: Path, *overrides: str, quick: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *(QUICK if quick else []), f"cache_dir={folder}/cache", *overrides]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *(QUICK if quick else []),
+        f"cache_dir={folder}/cache",
+        *overrides,
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
 
 
@@ -31,7 +38,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 
 @pytest.mark.runtime
 def test_run_ends_well_with_a_card(run):
-    folder, process = run
+    _, process = run
     assert process.returncode == 0, process.stderr
     assert "Parity on 360 validation images" in process.stdout
     assert "Traceback" not in process.stderr
@@ -60,7 +67,7 @@ def test_run_leaves_everything_that_scripts_rely_on(run):
 
 
 @pytest.mark.runtime
-def test_resume_and_second_run_use_the_cache_and_end_alike(run, tmp_path):
+def test_a_second_run_uses_the_cache_and_ends_alike(run, tmp_path):
     """The float baseline comes from the cache, so the same seed gives the same artefact, byte for byte."""
     folder, _ = run
     again = train(folder.parent, f"hydra.run.dir={tmp_path}/again")
@@ -92,8 +99,6 @@ def test_sweep_over_recipes_and_seeds_ends_in_one_table(run, tmp_path):
     ],
 )
 def test_bad_input_ends_in_one_message_and_nothing_written(tmp_path, overrides, message):
-    import re
-
     process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", *overrides)
     assert process.returncode == 1
     assert re.search(message, process.stderr)

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (torch's own spelling)
+from torch.nn import functional as F
 
 
 class Augmentation(StrEnum):

@@ -125,7 +125,7 @@ def _quantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: 
 
 
 def _constant(value: float, dtype: Any) -> Any:
-    return op.Constant(value=ir.tensor(np.array(value, dtype)))
+    return op.Constant(value=ir.tensor(np.array(value, dtype)))  # type: ignore[arg-type]
 
 
 def _global_pool(x: Any, output_size: Any) -> Any:

@@ -38,7 +38,7 @@ def export_program(model: nn.Module, example_inputs: tuple[Any, ...]) -> Exporte
 
 def input_names(program: ExportedProgram) -> list[str]:
     """Names of the inputs, as the model's forward has them."""
-    return list(program.graph_signature.user_inputs)  # type: ignore[arg-type]
+    return list(program.graph_signature.user_inputs)
 
 
 def output_names(program: ExportedProgram) -> list[str]:

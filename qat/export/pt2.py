@@ -1,4 +1,4 @@
-"""`.pt2`: the exported program itself, for torch. Reading it needs the quantize operators, which `qat.runtime` loads."""
+"""`.pt2`: the exported program itself, for torch. Reading it needs operators that `qat.runtime` loads."""
 
 from __future__ import annotations
 

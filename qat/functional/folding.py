@@ -19,7 +19,7 @@ BIAS_LIMIT = 2**30  # int32 bias, half the type's range: the other half is headr
 
 
 def fold_factor(weight: Tensor, var: Tensor, eps: float) -> Tensor:
-    """f = gamma / sqrt(var + eps), `[C]`."""
+    """F = gamma / sqrt(var + eps), `[C]`."""
     return weight * torch.rsqrt(var + eps)
 
 

@@ -1,4 +1,4 @@
-"""Float layers with quantizers in them: same names, same parameters, same state dict keys as the layers they replace."""
+"""Float layers with quantizers in them: same names, parameters and state dict keys as the layers they replace."""
 
 from qat.layers.batchnorm import FakeQuantBatchNorm1d, FakeQuantBatchNorm2d, FakeQuantBatchNorm3d
 from qat.layers.conv import FakeQuantConv1d, FakeQuantConv2d, FakeQuantConv3d

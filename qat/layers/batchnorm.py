@@ -33,7 +33,7 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
     regional = False
 
     @classmethod
-    def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize):  # noqa: ANN206, D102
+    def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize):
         new = adopt(norm, cls)
         new.activation = activation
         new.output_quantizer = output_quantizer

@@ -11,6 +11,8 @@ folded training graph Jacob et al. 2018, arXiv:1712.05877, section 3.2.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,12 +29,12 @@ class FakeQuantWeight(nn.Module):
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # Tensor `[C_out]` or None
     weight_quantizer: FakeQuantize
     norm_eps: float | None
 
     @classmethod
-    def from_float(cls, layer: nn.Module, weight_quantizer: FakeQuantize, *, norm_eps: float | None = None):  # noqa: ANN206, D102
+    def from_float(cls, layer: nn.Module, weight_quantizer: FakeQuantize, *, norm_eps: float | None = None):  # noqa: D102
         new = adopt(layer, cls)
         new.weight_quantizer = weight_quantizer
         new.norm_eps = norm_eps

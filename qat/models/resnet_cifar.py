@@ -13,7 +13,7 @@ every ReLU is a module of its own, so that each call site has one name.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.errors import ConfigError

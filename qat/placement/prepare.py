@@ -182,7 +182,7 @@ class _Rewriter:
             if not isinstance(self.modules.get(name), FakeQuantize):
                 self._add(name, self._activation_quantizer())
             with graph.inserting_after(node):
-                kwargs = {} if clamp == IDENTITY else {"activation": clamp}
+                kwargs: dict[str, Any] = {} if clamp == IDENTITY else {"activation": clamp}
                 quantized = graph.create_node("call_module", name, (value,), kwargs)
             quantized.meta = {**node.meta}
         if quantized is not node:

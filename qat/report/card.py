@@ -31,9 +31,7 @@ def _headline(r: Mapping[str, Any]) -> Table:
     ratio = size["int8"] / size["float"]
     table.add_row("file, kB", f"{size['float'] / 1e3:,.0f}", "", "", f"{size['int8'] / 1e3:,.0f}  ({ratio:.2f}x)")
     ratio = latency["int8"] / latency["float"]
-    table.add_row(
-        "latency, ms", f"{latency['float']:.3f}", "", "", f"{latency['int8']:.3f}  ({ratio:.2f}x)"
-    )
+    table.add_row("latency, ms", f"{latency['float']:.3f}", "", "", f"{latency['int8']:.3f}  ({ratio:.2f}x)")
     return table
 
 

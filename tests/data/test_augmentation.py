@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from qat.data.augmentation import Augmentation, random_crop, random_flip
 

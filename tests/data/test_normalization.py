@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 
 from qat.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from qat.errors import ConfigError

@@ -121,7 +121,7 @@ class Bessel(nn.Module):
 
 
 def test_operator_that_the_exporter_does_not_know(tmp_path):
-    with pytest.raises(ExportError, match="does not know how to write the model.*bessel_j0"):
+    with pytest.raises(ExportError, match=r"does not know how to write the model.*bessel_j0"):
         qat.export(Bessel(), tmp_path / "model.onnx", (torch.randn(2, 3),))
     assert list(tmp_path.iterdir()) == []
 
@@ -162,5 +162,5 @@ def test_interrupt_leaves_nothing(integer, tmp_path, monkeypatch):
 
 def test_folder_that_is_a_file(integer, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="cannot write .*model.onnx"):
+    with pytest.raises(ExportError, match=r"cannot write .*model.onnx"):
         qat.export(integer, tmp_path / "file" / "model.onnx")

@@ -70,7 +70,7 @@ def test_truncated_file(integer, tmp_path):
 
 def test_wrong_input_is_explained_in_the_runtimes_words(integer, tmp_path):
     run = load(qat.export(integer, tmp_path / "model.onnx"))
-    with pytest.raises(ArtifactError, match="onnxruntime failed on model.onnx"):
+    with pytest.raises(ArtifactError, match=r"onnxruntime failed on model.onnx"):
         run(torch.randn(1, 4, 8, 8))
 
 
