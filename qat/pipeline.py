@@ -213,9 +213,9 @@ def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Ca
 
 def _top1(cfg: DictConfig, module: Classifier, data: ImageData) -> float:
     """Top-1 on the validation split, in percent."""
-    trainer = build(
-        cfg, "trainer", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
+    quiet = cfg.copy()
+    quiet.trainer.enable_progress_bar = False
+    trainer = build(quiet, "trainer", logger=False, enable_checkpointing=False, enable_model_summary=False)
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
     return 100.0 * metrics["val/top1"]
 
