@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -34,10 +35,10 @@ GRADIENT = 1e-4  # relative to the largest gradient
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[None]:
     """As on a machine without g++ and without an earlier compile on disk or in memory."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     torch.compiler.reset()
     loops.cache_clear()
-    yield
+    with inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}):  # monkeypatch would delete the key when it undoes
+        yield
     torch.compiler.reset()
     loops.cache_clear()
 

@@ -23,9 +23,10 @@ def train(folder: Path, *overrides: str, quick: bool = True) -> subprocess.Compl
     command = [
         sys.executable,
         str(ROOT / "train.py"),
+        *(o for o in overrides if o.startswith("-")),  # flags before overrides
         *(QUICK if quick else []),
         f"cache_dir={folder}/cache",
-        *overrides,
+        *(o for o in overrides if not o.startswith("-")),
     ]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
 
