@@ -77,6 +77,7 @@ def test_a_second_run_uses_the_cache_and_ends_alike(run, tmp_path):
     assert (tmp_path / "again" / "int8.onnx").read_bytes() == (folder / "int8.onnx").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_sweep_over_recipes_and_seeds_ends_in_one_table(run, tmp_path):
     folder, _ = run
