@@ -111,8 +111,9 @@ def test_one_compile_serves_all_shapes():
     assert run is not None
     for n, c, s in [(8, 8, 25), (4, 6, 16), (16, 32, 1024), (2, 64, 64), (3, 3, 3)]:
         x, channel = torch.randn(n, c, s), torch.ones(c)
-        run.sums(x), run.sums_and_ends(x), run.land(x, channel, channel, torch.ones(5))
-    assert counters["stats"]["unique_graphs"] <= 2 * len(run)  # five shapes: one compile each would be 5 * len(run)
+        with torch.no_grad():  # as inside an autograd function's forward; grad mode is a guard of its own
+            run.sums(x, channel), run.sums_and_ends(x, channel), run.land(x, channel, channel, torch.ones(5))
+    assert counters["stats"]["unique_graphs"] == len(run)
 
 
 @needs_compiler

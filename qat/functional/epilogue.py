@@ -11,7 +11,9 @@ exactly what BatchNorm itself keeps (x and the statistics). A chain of modules w
 On a CPU the statistics are not BatchNorm's own. Those are a scalar loop in float64 over every value, a sixth of a
 float step of mobilenet_v2; here the rows of x are summed by vectorised operators, and only their sums in float64:
 
-    m = sum x / count        v = sum x^2 / count - m^2         equal to BatchNorm's within float32's rounding (FAR)
+    d = sum (x - k) / count    m = k + d    v = sum (x - k)^2 / count - d^2
+
+with k = 0, or near m where a channel lies too far from zero: equal to BatchNorm's within float32's rounding (FAR).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from qat.functional.ste import Clamp, Grid, grid, pass_inside_, snap_
 Observe = Callable[[Tensor], None]
 
 SHORT_ROW = 16  # elements; below, the sums of rows are no faster than BatchNorm's own loop
-FAR = 16.0  # (mean / deviation)^2 up to which sum x^2 / count - m^2 loses at most 4 of float32's 24 bits
+FAR = 16.0  # (d / deviation)^2 up to which sum (x - k)^2 / count - d^2 loses at most 4 of float32's 24 bits
 
 
 class Norm(NamedTuple):
@@ -69,16 +71,33 @@ def batch_stats(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     if not fits or torch.compiler.is_compiling():
         return own_stats(x, norm)
     r = rows(x)
-    return stats_of_sums(x, norm, r.sum(2), torch.linalg.vector_norm(r, dim=2).square_())
+    stats = stats_of_sums(x, norm, r.sum(2), torch.linalg.vector_norm(r, dim=2).square_())
+    if stats is None:
+        shift = near_mean(r)
+        centered = r - shift[:, None]
+        stats = stats_of_sums(x, norm, centered.sum(2), torch.linalg.vector_norm(centered, dim=2).square_(), shift)
+    return stats or own_stats(x, norm)
 
 
-def stats_of_sums(x: Tensor, norm: Norm, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """`batch_stats` from the sums of each row and of its squares, both `[N, C]`."""
+def near_mean(r: Tensor) -> Tensor:
+    """A value near the mean of each channel, `[N, C, S] -> [C]`: the mean in the first example."""
+    return r[0].mean(1)
+
+
+def stats_of_sums(
+    x: Tensor, norm: Norm, sums: Tensor, squares: Tensor, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """`batch_stats` from the sums of each row of `x - shift` and of its squares, both `[N, C]`; shift is `[C]`.
+
+    None when they would be inexact: a channel whose mean is far from its shift.
+    """
     count = x.numel() // x.shape[1]
     mean = sums.double().sum(0).div_(count)
     var = squares.double().sum(0).div_(count).sub_(mean.square())
     if not (mean.square() <= FAR * var).all():
-        return own_stats(x, norm)
+        return None
+    if shift is not None:
+        mean += shift
     mean, var = mean.to(x.dtype), var.to(x.dtype)
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)

@@ -1,7 +1,7 @@
 """The epilogue's forward in fused loops, compiled once for all layers: `torch.compile(dynamic=True)`.
 
     alpha = gamma / sqrt(v + eps)     beta' = beta - m * alpha      BatchNorm as one multiplication and addition
-    sums, sums of squares (learning: smallest, largest) of the rows of x                  one pass over x
+    sums, sums of squares of the rows of x - k (learning: smallest, largest of x)         one pass over x
     y = clamp(round((x * alpha + beta') / s), a, b) * s                                   one pass
 
 The range that an observer is shown comes from the first pass too: BatchNorm is monotone in each channel, so the ends of
@@ -31,6 +31,7 @@ from qat.functional.epilogue import (
     Observe,
     Quant,
     keep,
+    near_mean,
     norm_act_quant,
     own_stats,
     row_length,
@@ -42,14 +43,15 @@ from qat.functional.ste import Clamp, grid, packed
 FIRST_SHAPE = (33, 48, 784)  # [N, C, S], large enough that loops are made parallel, and no two alike
 
 
-def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of `x`: sum, and sum of squares. `[N, C, S] -> [N, C]` each."""
-    return x.sum(2), x.square().sum(2)
+def sums(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of `x - shift`: sum, and sum of squares. `[N, C, S]`, shift `[C]` -> `[N, C]` each."""
+    d = x - shift[:, None]
+    return d.sum(2), d.square().sum(2)
 
 
-def sums_and_ends(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row of `x`: sum, sum of squares, smallest, largest. `[N, C, S] -> [N, C]` each."""
-    return x.sum(2), x.square().sum(2), x.amin(2), x.amax(2)
+def sums_and_ends(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `sums`, and of each row of `x`: smallest, largest. `[N, C]` each."""
+    return *sums(x, shift), x.amin(2), x.amax(2)
 
 
 def land(x: Tensor, alpha: Tensor, beta: Tensor, to: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def loops(device: str) -> Loops | None:
     channel, to = torch.ones(FIRST_SHAPE[1], device=device), torch.ones(5, device=device)
     try:
         with torch.no_grad():
-            compiled.sums(x), compiled.sums_and_ends(x), compiled.land(x, channel, channel, to)
+            compiled.sums(x, channel), compiled.sums_and_ends(x, channel), compiled.land(x, channel, channel, to)
     except (RuntimeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
@@ -95,12 +97,13 @@ class _Regional(NormActQuant):
         r = rows(x.detach())
         mean, var = norm.running_mean, norm.running_var
         by_sums = norm.batch_stats and x.device.type == "cpu"  # elsewhere BatchNorm's own statistics are fast
+        shift = near_mean(r) if by_sums else torch.zeros_like(mean)
         if observe is not None:
-            s, squares, low, high = run.sums_and_ends(r)
+            s, squares, low, high = run.sums_and_ends(r, shift)
         elif by_sums:
-            s, squares = run.sums(r)
+            s, squares = run.sums(r, shift)
         if norm.batch_stats:
-            mean, var = stats_of_sums(x, norm, s, squares) if by_sums else own_stats(x, norm)
+            mean, var = (by_sums and stats_of_sums(x, norm, s, squares, shift)) or own_stats(x, norm)
         alpha = weight * torch.rsqrt(var + norm.eps)
         beta = bias - mean * alpha
         if observe is not None:
