@@ -163,6 +163,7 @@ def _classifier(cfg: DictConfig, section: str, model: nn.Module, data: ImageData
         optimizer=build(cfg, f"{section}.optimizer"),
         scheduler=build(cfg, f"{section}.scheduler") if settings.scheduler else None,
         label_smoothing=settings.label_smoothing,
+        aux_weight=settings.aux_weight,
     )
 
 

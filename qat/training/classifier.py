@@ -1,6 +1,6 @@
 """A classifier for Lightning: any network from images to logits, with its optimizer and schedule.
 
-loss = cross entropy of logits [N, C] and labels [N]
+loss = cross entropy of logits [N, C] and labels [N]; in training also of auxiliary heads, weighted (outputs.py)
 Logged: train/loss, val/loss, val/top1; top-1 as a share in 0 .. 1.
 """
 
@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from qat.errors import ConfigError
 from qat.training.finite import require_finite_loss
+from qat.training.outputs import Outputs
 
 Batch = tuple[Tensor, Tensor]
 HORIZONS = ("total_steps", "T_max", "total_iters")  # how schedulers call the number of steps that they are planned for
@@ -29,13 +30,14 @@ class Classifier(pl.LightningModule):
     """Trains `model` to classify.
 
     Args:
-        model: images [N, 3, H, W] to logits [N, C].
+        model: images [N, 3, H, W] to logits [N, C], alone or with others as `Outputs` sorts them.
         num_classes: C.
         optimizer: builds the optimizer from parameter groups, e.g. `partial(torch.optim.SGD, lr=0.1)`.
         scheduler: builds the learning rate schedule from the optimizer; None keeps the rate. One that is planned for a
             number of steps (`total_steps`, `T_max`, `total_iters`) is given that of the run and moves at every step,
             another one at every epoch.
         label_smoothing: share of the target that is spread over all classes.
+        aux_weight: weight of each auxiliary head's loss; None takes that of the model's paper.
     """
 
     def __init__(
@@ -46,24 +48,31 @@ class Classifier(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None = None,
         label_smoothing: float = 0.0,
+        aux_weight: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"need 0 <= label_smoothing < 1, got {label_smoothing}")
+        if aux_weight is not None and aux_weight < 0:
+            raise ConfigError(f"need aux_weight >= 0, got {aux_weight}")
         self.model = model
         self.build_optimizer, self.build_scheduler = optimizer, scheduler
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.test_top1 = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C]."""
-        return self.model(images)
+        return self._outputs(images).logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; NaN and Inf end training here."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        outputs = self._outputs(images)
+        loss = F.cross_entropy(outputs.logits, labels, label_smoothing=self.label_smoothing)
+        for logits in outputs.auxiliary:
+            weight = outputs.aux_weight if self.aux_weight is None else self.aux_weight
+            loss = loss + weight * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         require_finite_loss(loss, step=self.global_step, module=self, run=lambda: self(images))
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -91,6 +100,9 @@ class Classifier(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step" if horizon else "epoch"},
         }
+
+    def _outputs(self, images: Tensor) -> Outputs:
+        return Outputs.of(self.model(images), type(self.model).__name__)
 
     def _horizon(self) -> dict[str, int]:
         build = self.build_scheduler

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 from torch.utils.data import DataLoader
+from torchvision.models.googlenet import GoogLeNetOutputs
+from torchvision.models.inception import InceptionOutputs
 
 from qat.errors import ConfigError, NumericsError
 from qat.training import Classifier
@@ -116,3 +118,59 @@ def test_predict_gives_logits(trainer: Trainers, tiny_net: type[nn.Module], load
     module = Classifier(tiny_net(), num_classes=4, optimizer=sgd)
     logits: list[Tensor] = trainer().predict(module, loader)  # type: ignore[assignment]
     assert [tuple(part.shape) for part in logits] == [(8, 4)] * 4
+
+
+class WithAuxiliaries(nn.Module):
+    """Three heads in training, one in evaluation, as GoogLeNet."""
+
+    def __init__(self, net: nn.Module, kind: Callable[..., Any]) -> None:
+        super().__init__()
+        self.net, self.kind = net, kind
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.net(x)
+        return self.kind(logits, 2 * logits, -logits) if self.training else logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "weight"),
+    [
+        (GoogLeNetOutputs, None, 0.3),
+        (GoogLeNetOutputs, 0.0, 0.0),
+        (lambda *logits: InceptionOutputs(*logits[:2]), None, 0.4),
+        (lambda *logits: {"logits": logits[0], "aux": logits[1]}, 0.7, 0.7),
+    ],
+)
+def test_auxiliary_heads_join_the_loss(
+    tiny_net: type[nn.Module], loader: DataLoader[Any], kind: Callable[..., Any], given: float | None, weight: float
+) -> None:
+    net = tiny_net()
+    net.dropout.p = 0.0
+    module = Classifier(WithAuxiliaries(net, kind), num_classes=4, optimizer=sgd, aux_weight=given)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]  # no Trainer here
+    images, labels = next(iter(loader))
+    loss = module.training_step((images, labels), 0)
+    logits = net(images)
+    heads = [2 * logits] if kind is not GoogLeNetOutputs else [2 * logits, -logits]
+    expected = F.cross_entropy(logits, labels) + weight * sum(F.cross_entropy(head, labels) for head in heads)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_auxiliary_heads_through_a_fit(trainer: Trainers, tiny_net: type[nn.Module], loader: DataLoader[Any]) -> None:
+    module = Classifier(WithAuxiliaries(tiny_net(), GoogLeNetOutputs), num_classes=4, optimizer=sgd)
+    trainer().fit(module, loader, loader)
+    logits: list[Tensor] = trainer().predict(module, loader)  # type: ignore[assignment]
+    assert [tuple(part.shape) for part in logits] == [(8, 4)] * 4
+
+
+def test_a_model_that_returns_feature_maps(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: DataLoader[Any]
+) -> None:
+    module = Classifier(tiny_net().conv, num_classes=4, optimizer=sgd)
+    with pytest.raises(ConfigError, match=r"Conv2d returns float32 \[8, 4, 8, 8\], which the loss cannot use"):
+        trainer().fit(module, loader, loader)
+
+
+def test_aux_weight_is_not_negative(tiny_net: type[nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"need aux_weight >= 0, got -1"):
+        Classifier(tiny_net(), num_classes=4, optimizer=sgd, aux_weight=-1)
