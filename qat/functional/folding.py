@@ -68,6 +68,6 @@ def round_bias(bias: Tensor, step: Tensor) -> Tensor:
     The error is at most half of `step = s_x * s_w`, but the same for a whole channel: without this, a share of the next
     layer's integers of that size falls to the other side, in every layer anew.
     """
-    steps = step.double().clamp(min=EPS**2)
+    steps = step.detach().double().clamp(min=EPS**2)  # a trained scale learns from products, not from the bias
     rounded = (torch.round(bias.detach().double() / steps) * steps).to(bias.dtype)
     return bias + (rounded - bias.detach())

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qat.functional.epilogue import Norm, Quant, norm_act_quant
 from qat.functional.folding import fold_bias, fold_factor, round_bias
@@ -54,7 +55,7 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
     ) -> Tensor:
         """`[N, C, ...] -> [N, C, ...]`; the scales and bias are those of the layer before, for `rounded_bias`."""
         if not self._fuses():
-            return self.output_quantizer(super().forward(x), self.activation)
+            return self.output_quantizer(self._normalized(x, input_scale, weight_scale, layer_bias), self.activation)
         quantizer = cast(ObservedFakeQuantize, self.output_quantizer)
         learning = quantizer.learning
         spec = quantizer.spec
@@ -68,6 +69,15 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
             (lambda n: quantizer.observe(n, self.activation)) if learning else None,
         )
         return y.to(x.dtype)
+
+    def _normalized(
+        self, x: Tensor, input_scale: Tensor | None, weight_scale: Tensor | None, layer_bias: Tensor | None
+    ) -> Tensor:
+        """BatchNorm alone, in front of a quantizer that is a module of its own: one with a trained range, say."""
+        if self.training or not self.output_quantizer.enabled or not (self.affine and self.track_running_stats):
+            return super().forward(x)
+        bias = self.rounded_bias(input_scale, weight_scale, layer_bias)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, bias, False, 0.0, self.eps)
 
     def rounded_bias(
         self, input_scale: Tensor | None, weight_scale: Tensor | None, layer_bias: Tensor | None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.functional.ranges import tensor_range
+from qat.spec import IntSpec
 
 
 class Observer(nn.Module, ABC):
@@ -20,14 +21,19 @@ class Observer(nn.Module, ABC):
     Args:
         shape: shape of the range: `()` for one per tensor, `(C,)` for one per channel.
         axis: the channel axis, None for one range per tensor.
+        spec: the grid that the range is for, for estimators that weigh its errors.
+
+    Attributes:
+        covers: whether the range holds every value of the last tensor, so that none of them is clipped.
     """
 
     low: Tensor
     high: Tensor
+    covers = False
 
-    def __init__(self, *, shape: tuple[int, ...] = (), axis: int | None = None) -> None:
+    def __init__(self, *, shape: tuple[int, ...] = (), axis: int | None = None, spec: IntSpec | None = None) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis, self.spec = axis, spec
         self.register_buffer("low", torch.full(shape, math.inf))
         self.register_buffer("high", torch.full(shape, -math.inf))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qat.observers.base import Observer
+from qat.spec import IntSpec
 
 
 class MinMax(Observer):
@@ -19,10 +20,20 @@ class MinMax(Observer):
         latest: follow the last tensor alone; meant for weights.
         shape: shape of the range.
         axis: the channel axis, None for one range per tensor.
+        spec: the grid; of no interest here.
     """
 
-    def __init__(self, *, latest: bool = False, shape: tuple[int, ...] = (), axis: int | None = None) -> None:
-        super().__init__(shape=shape, axis=axis)
+    covers = True
+
+    def __init__(
+        self,
+        *,
+        latest: bool = False,
+        shape: tuple[int, ...] = (),
+        axis: int | None = None,
+        spec: IntSpec | None = None,
+    ) -> None:
+        super().__init__(shape=shape, axis=axis, spec=spec)
         self.latest = latest
 
     def update(self, low: Tensor, high: Tensor) -> None:

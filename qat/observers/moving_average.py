@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qat.errors import ConfigError
 from qat.observers.base import Observer
+from qat.spec import IntSpec
 
 
 class MovingAverage(Observer):
@@ -23,6 +24,7 @@ class MovingAverage(Observer):
         momentum: weight of a new batch once 1 / momentum batches were seen, in (0, 1].
         shape: shape of the range.
         axis: the channel axis, None for one range per tensor.
+        spec: the grid; of no interest here.
 
     Raises:
         ConfigError: for a momentum outside (0, 1].
@@ -30,8 +32,15 @@ class MovingAverage(Observer):
 
     batches: Tensor
 
-    def __init__(self, *, momentum: float = 0.05, shape: tuple[int, ...] = (), axis: int | None = None) -> None:
-        super().__init__(shape=shape, axis=axis)
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.05,
+        shape: tuple[int, ...] = (),
+        axis: int | None = None,
+        spec: IntSpec | None = None,
+    ) -> None:
+        super().__init__(shape=shape, axis=axis, spec=spec)
         if not 0.0 < momentum <= 1.0:
             raise ConfigError(f"need 0 < momentum <= 1, got {momentum}")
         self.momentum = momentum

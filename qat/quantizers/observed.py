@@ -23,13 +23,13 @@ class ObservedFakeQuantize(FakeQuantize):
 
     Args:
         spec: the grid.
-        observer: builds the range estimator from `shape` and `axis`.
+        observer: builds the range estimator from `shape`, `axis` and `spec`.
         channels: length of the scale when the grid is per channel.
     """
 
     def __init__(self, spec: IntSpec, observer: Callable[..., Observer], *, channels: int | None = None) -> None:
         super().__init__(spec, channels=channels)
-        self.observer = observer(shape=self.shape, axis=self.axis)
+        self.observer = observer(shape=self.shape, axis=self.axis, spec=spec)
         self.register_buffer("scale", torch.ones(self.shape))
         self.register_buffer("zero_point", torch.zeros(self.shape, dtype=torch.int32))
 
@@ -61,7 +61,7 @@ class ObservedFakeQuantize(FakeQuantize):
         if self.shape:
             symmetric = self.spec.scheme is Scheme.SYMMETRIC and self.spec.signed
             zero_point = None if symmetric else self.zero_point
-            clips = not (learning and getattr(self.observer, "latest", False))
+            clips = not (learning and self.observer.covers)
             y = fake_quantize_channels(
                 clamp(x, activation).float(), self.scale, zero_point, qmin, qmax, axis=self.spec.axis, clips=clips
             )

@@ -159,3 +159,10 @@ def test_a_rounded_bias_is_what_the_stored_one_says(seed, input_scale):
 def test_a_bias_of_a_dead_channel_stays():
     bias = torch.tensor([0.7, -3.0])
     torch.testing.assert_close(round_bias(bias, torch.zeros(2)), bias, atol=0, rtol=FLOAT_BIAS)
+
+
+def test_the_bias_gives_its_own_gradient_and_none_to_the_scale():
+    bias, step = torch.randn(3, requires_grad=True), torch.rand(3, requires_grad=True)
+    round_bias(bias, step).sum().backward()
+    assert torch.equal(bias.grad, torch.ones(3))
+    assert step.grad is None

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from qat.functional.folding import fold_bias, fold_factor
 from qat.functional.ste import IDENTITY, RELU, RELU6
 from qat.layers import FakeQuantBatchNorm1d, FakeQuantBatchNorm2d, FakeQuantBatchNorm3d
+from qat.observers import MinMax
+from qat.quantizers import LSQ
+from qat.spec import IntSpec
 
 ACTIVATIONS = {IDENTITY: lambda x: x, RELU: F.relu, RELU6: F.relu6}
 SHAPES = {FakeQuantBatchNorm1d: (6, 4, 5), FakeQuantBatchNorm2d: (6, 4, 3, 3), FakeQuantBatchNorm3d: (6, 4, 2, 3, 2)}
@@ -148,3 +151,38 @@ def randomized(norm):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2.0)
     return norm
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("cls", SHAPES)
+def test_a_quantizer_that_trains_its_range_is_called_as_a_module(cls, activation):
+    """The fused function knows no gradient for a scale, so it must not take over."""
+    quantizer = LSQ(IntSpec(bits=4, signed=False, scheme="affine"), MinMax)
+    fake, (reference, function, own) = twins(cls, norm_of(cls), activation, quantizer)
+    for _ in range(STEPS):
+        x = torch.randn(SHAPES[cls]) * 2 + 1
+        y, expected = fake(x), own(function(reference(x)))
+        assert torch.equal(y, expected)
+        grad = torch.randn_like(y)
+        y.backward(grad)
+        expected.backward(grad)
+        assert torch.equal(fake.output_quantizer.step.grad, own.step.grad)
+        assert torch.equal(fake.weight.grad, reference.weight.grad)
+    assert own.step.grad != 0
+
+
+def test_there_too_the_bias_is_the_one_that_folding_deploys():
+    quantizer = LSQ(IntSpec(bits=4, signed=False, scheme="affine"), MinMax)
+    fake = FakeQuantBatchNorm2d.from_float(randomized(nn.BatchNorm2d(4)), RELU, quantizer)
+    x, scales = torch.randn(6, 4, 3, 3), (torch.tensor(0.5), torch.rand(4) * 0.2 + 0.1, torch.randn(4))
+    plain = copy.deepcopy(fake)
+    assert torch.equal(fake.train()(x, *scales), plain.train()(x))  # a batch's own statistics are never folded
+    bias = fake.eval().rounded_bias(*scales)
+    normalized = F.batch_norm(x, fake.running_mean, fake.running_var, fake.weight, bias, False, 0.0, fake.eps)
+    assert torch.equal(fake(x, *scales), fake.output_quantizer(normalized, RELU))
+    assert not torch.equal(normalized, plain.eval()._normalized(x, None, None, None))
+    fake.output_quantizer.enabled = False
+    assert torch.equal(
+        fake(x, *scales),
+        F.relu(F.batch_norm(x, fake.running_mean, fake.running_var, fake.weight, fake.bias, False, 0.0, fake.eps)),
+    )
