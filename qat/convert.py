@@ -21,16 +21,23 @@ from torch.nn import functional as F
 from qat.errors import PlacementError
 from qat.functional.folding import fit_bias, fold_bias, fold_factor, fold_integers
 from qat.functional.ste import IDENTITY, RELU, Clamp
-from qat.layers import FakeQuantConv1d, FakeQuantConv2d, FakeQuantConv3d, FakeQuantLinear, FakeQuantWeight
+from qat.layers import (
+    FakeQuantConv1d,
+    FakeQuantConv2d,
+    FakeQuantConv3d,
+    FakeQuantFunction,
+    FakeQuantLinear,
+    FakeQuantWeight,
+)
 from qat.layers.batchnorm import _FakeQuantBatchNorm
-from qat.placement.patterns import Role, role_of, spatial_mean
+from qat.placement.patterns import Role, role_of, scale_factor, spatial_mean
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
 from qat.quantizers import FakeQuantize
+from qat.quantizers.observed import clamp
 
 OPS = torch.ops.quantized_decomposed
 Norm = nn.modules.batchnorm._BatchNorm
-QUANTIZED = (FakeQuantWeight, _FakeQuantBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class _Converter:
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Value] = {}
+        self.constants: dict[fx.Node, Any] = {}  # made of parameters alone: computed here, stored where it is read
         self.unfolded: dict[fx.Node, fx.Node] = {}  # BatchNorm's node -> the convolution that it folds into
         self.calls: dict[str, int] = {}  # how often a module was called so far
         self.sites: list[str] = []  # names of the quantized values, in order
@@ -84,7 +92,8 @@ class _Converter:
     def run(self) -> fx.GraphModule:
         self._check()
         for node in self.source.nodes:
-            self._visit(node)
+            if not self._compute(node):
+                self._visit(node)
         integer = fx.GraphModule(self.root, self.graph, class_name="IntegerModel")
         integer.meta["prepared"] = {**_about(self.prepared), "sites": tuple(self.sites)}
         return integer.eval().requires_grad_(False)
@@ -102,14 +111,13 @@ class _Converter:
         match node.op:
             case "placeholder":
                 self.values[node] = self.graph.placeholder(str(node.target), *node.args[:1])
-            case "get_attr":
-                if any(not isinstance(self.modules.get(str(u.target)), QUANTIZED) for u in node.users):
-                    self.values[node] = self._get_attr(str(node.target))
             case "output":
                 self.graph.output(fx.node.map_arg(node.args[0], self._read))
             case "call_module" if isinstance(module, FakeQuantize):
                 activation = cast(Clamp, node.kwargs.get("activation", IDENTITY))
                 self.values[node] = self._quantize(self._read(node.all_input_nodes[0]), module, activation, node)
+            case "call_module" if isinstance(module, FakeQuantFunction):
+                self.values[node] = self._function(node, module)
             case "call_module" if isinstance(module, FakeQuantWeight):
                 norm = self._norm_after(node)
                 if norm is None:
@@ -121,6 +129,9 @@ class _Converter:
             case _ if role is Role.ARITHMETIC and (keep := spatial_mean(node)) is not None:
                 pooled = self._call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
                 self.values[node] = pooled if keep else self._call(torch.flatten, pooled, 1)
+            case _ if role is Role.SCALE and self._reads_grid(node):
+                source = cast(OnGrid, self.values[node.all_input_nodes[0]])
+                self.values[node] = replace(source, scale=source.scale * cast(float, scale_factor(node)))
             case _ if role is Role.IDENTITY:
                 self.values[node] = self.values[node.all_input_nodes[0]]
             case _ if role is Role.MOVE and node.target is F.pad and self._reads_grid(node):
@@ -136,15 +147,46 @@ class _Converter:
 
     # values
 
-    def _reads_grid(self, node: fx.Node) -> bool:
-        return isinstance(self.values[node.all_input_nodes[0]], OnGrid)
+    def _compute(self, node: fx.Node) -> bool:
+        """Compute a value that no input has a part in; in the order of the code, as some write into others."""
+        if node.op == "get_attr":
+            self.constants[node] = attribute(self.prepared, str(node.target))
+            return True
+        inputs = node.all_input_nodes
+        if node.op in ("placeholder", "output") or not inputs or any(n not in self.constants for n in inputs):
+            return False
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.constants[n])
+        if isinstance(module, FakeQuantize):
+            module.require_calibrated(str(node.target))
+            q = module.integers(clamp(args[0], kwargs.get("activation", IDENTITY)))
+            stored = self._buffer(f"{node.target}_integers", q)
+            self.values[node] = OnGrid(stored, *_grid_of(module))
+        elif node.op == "call_method":
+            self.constants[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            called = module if node.op == "call_module" else node.target
+            self.constants[node] = called(*args, **kwargs)
+        return True
 
-    def _read(self, node: fx.Node) -> fx.Node:
+    def _reads_grid(self, node: fx.Node) -> bool:
+        return isinstance(self.values.get(node.all_input_nodes[0]), OnGrid)
+
+    def _read(self, node: fx.Node) -> Any:
         """The float value, dequantized for this reader alone."""
+        if node in self.constants:
+            return self._constant(node)
         value = self.values[node]
         if isinstance(value, fx.Node):
             return value
         return self._call(OPS.dequantize_per_tensor.default, value.node, *value.grid)
+
+    def _constant(self, node: fx.Node) -> Any:
+        """A constant, as an attribute of the integer model if it is a tensor."""
+        value = self.constants[node]
+        if not isinstance(value, Tensor):
+            return value
+        return self._buffer(str(node.target) if node.op == "get_attr" else f"constants.{node.name}", value)
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self.graph.call_function(function, args, kwargs)
@@ -177,7 +219,7 @@ class _Converter:
                 value = self._call(F.relu, value)
             else:
                 value = self._call(F.hardtanh, value, activation.low, activation.high)
-        return self._on_grid(value, site, scale, zero, spec.qmin, spec.qmax)
+        return self._on_grid(value, site, *_grid_of(quantizer))
 
     # convolutions and linear layers
 
@@ -190,32 +232,62 @@ class _Converter:
     def _norm(self, node: fx.Node, norm: nn.Module) -> None:
         head = self.unfolded.get(node)
         if head is None:
-            raise PlacementError(f"{node.target} is quantized but follows no convolution")
-        layer = cast(FakeQuantWeight, self.modules[str(head.target)])
-        value = self._weighted(head, layer, cast(Norm, norm))
+            value = self._norm_alone(node, cast(Norm, norm))
+        else:
+            value = self._weighted(head, cast(FakeQuantWeight, self.modules[str(head.target)]), cast(Norm, norm))
         if isinstance(norm, _FakeQuantBatchNorm):
             self.values[node] = self._quantize(value, norm.output_quantizer, norm.activation, node)
         else:
             self.values[node] = value
 
+    def _norm_alone(self, node: fx.Node, norm: Norm) -> fx.Node:
+        """A BatchNorm as a depthwise convolution with one tap: the weight 1, with BatchNorm folded in, is exact."""
+        source = self._source(node)
+        spec, shape = self.prepared.numerics.weight, (norm.num_features, 1, *[1] * (node.meta["val"].ndim - 2))
+        var, mean = cast(Tensor, norm.running_var), cast(Tensor, norm.running_mean)
+        gamma, beta = affine_of(norm)
+        factor = fold_factor(gamma, var, norm.eps)
+        ones = torch.full(shape, spec.qmax, dtype=torch.int8, device=var.device)
+        q, scale = fold_integers(ones, torch.full_like(var, 1.0 / spec.qmax), factor)
+        bias = fold_bias(None, mean, beta, factor)
+        parameters = self._parameters(node, source, q, scale, bias, spec.qmin, spec.qmax)
+        function = (F.conv1d, F.conv2d, F.conv3d)[len(shape) - 3]
+        return self._call(function, self._read(node.all_input_nodes[0]), *parameters, 1, 0, 1, norm.num_features)
+
     def _weighted(self, node: fx.Node, layer: FakeQuantWeight, norm: Norm | None) -> fx.Node:
-        source = self.values[node.all_input_nodes[0]]
+        source = self._source(node)
+        q, scale, bias = folded(layer, norm)
+        spec = layer.weight_quantizer.spec
+        parameters = self._parameters(node, source, q, scale, bias, spec.qmin, spec.qmax)
+        return self._product(layer, self._read(node.all_input_nodes[0]), *parameters)
+
+    def _function(self, node: fx.Node, layer: FakeQuantFunction) -> fx.Node:
+        """A functional layer, whose weight and bias are constants here."""
+        source, quantizer = self._source(node), layer.weight_quantizer
+        weight, bias = (self.constants[n] if isinstance(n, fx.Node) else None for n in node.args[1:3])
+        q, scale = quantizer.integers(weight), quantizer.scale.clone()
+        parameters = self._parameters(node, source, q, scale, bias, quantizer.spec.qmin, quantizer.spec.qmax)
+        return self._call(getattr(F, layer.name), self._read(node.all_input_nodes[0]), *parameters, *node.args[3:])
+
+    def _source(self, node: fx.Node) -> OnGrid:
+        source = self.values.get(node.all_input_nodes[0])
         if not isinstance(source, OnGrid):
             raise PlacementError(f"{node.target}: its input is not quantized, so its weight cannot be an integer's")
-        q, scale, bias = folded(layer, norm)
+        return source
+
+    def _parameters(
+        self, node: fx.Node, source: OnGrid, q: Tensor, scale: Tensor, bias: Tensor | None, qmin: int, qmax: int
+    ) -> tuple[fx.Node, fx.Node | None]:
+        """Weight and bias of a layer as stored integers, dequantized."""
         steps = None
         if bias is not None:
             q, scale, steps = fit_bias(q, scale, bias, source.scale)
         name = self._site(str(node.target))
-        quantizer = layer.weight_quantizer
-        weight = self._stored(f"{name}.weight", q, scale, quantizer.spec.qmin, quantizer.spec.qmax)
+        weight = self._stored(f"{name}.weight", q, scale, qmin, qmax)
+        if steps is None:
+            return weight, None
         limits = torch.iinfo(torch.int32)
-        stored_bias = (
-            None
-            if steps is None
-            else self._stored(f"{name}.bias", steps, scale * source.scale, limits.min + 1, limits.max)
-        )
-        return self._product(layer, self._read(node.all_input_nodes[0]), weight, stored_bias)
+        return weight, self._stored(f"{name}.bias", steps, scale * source.scale, limits.min + 1, limits.max)
 
     def _stored(self, name: str, q: Tensor, scale: Tensor, qmin: int, qmax: int) -> fx.Node:
         """A buffer of integers and the node that dequantizes it."""
@@ -266,11 +338,24 @@ class _Converter:
             host.register_buffer(leaf, tensor.detach().clone())
         return self.graph.create_node("get_attr", path)
 
-    def _get_attr(self, path: str) -> fx.Node:
-        value: Any = self.prepared
-        for part in path.split("."):
-            value = getattr(value, part)
-        return self._buffer(path, value)
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """An attribute by its path."""
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
+    """Gamma and beta `[C]` of a BatchNorm, also of one that has none."""
+    var = cast(Tensor, norm.running_var)
+    gamma = norm.weight if norm.weight is not None else torch.ones_like(var)
+    return gamma, norm.bias if norm.bias is not None else torch.zeros_like(var)
+
+
+def _grid_of(quantizer: FakeQuantize) -> tuple[float, int, int, int]:
+    return float(quantizer.scale), int(quantizer.zero_point), quantizer.spec.qmin, quantizer.spec.qmax
 
 
 def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -286,8 +371,7 @@ def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tens
         return quantizer.integers(layer.weight), quantizer.scale.clone(), bias
     norm = cast(Norm, norm)
     var, mean = cast(Tensor, norm.running_var), cast(Tensor, norm.running_mean)
-    gamma = norm.weight if norm.weight is not None else torch.ones_like(var)
-    beta = norm.bias if norm.bias is not None else torch.zeros_like(var)
+    gamma, beta = affine_of(norm)
     factor = fold_factor(gamma, var, norm.eps)
     new_bias = fold_bias(bias, mean, beta, factor)
     if quantizer.shape:

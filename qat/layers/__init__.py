@@ -2,6 +2,7 @@
 
 from qat.layers.batchnorm import FakeQuantBatchNorm1d, FakeQuantBatchNorm2d, FakeQuantBatchNorm3d
 from qat.layers.conv import FakeQuantConv1d, FakeQuantConv2d, FakeQuantConv3d
+from qat.layers.functional import FakeQuantFunction
 from qat.layers.linear import FakeQuantLinear
 from qat.layers.weighted import FakeQuantWeight
 
@@ -12,6 +13,7 @@ __all__ = [
     "FakeQuantConv1d",
     "FakeQuantConv2d",
     "FakeQuantConv3d",
+    "FakeQuantFunction",
     "FakeQuantLinear",
     "FakeQuantWeight",
 ]

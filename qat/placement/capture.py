@@ -1,7 +1,8 @@
 """A model's forward as torch.fx graphs, one for training and one for evaluation.
 
 torch.fx bakes `self.training` into the graph (functional dropout, stochastic depth, auxiliary heads), so one trace
-serves one mode. The model is traced in both; where the graphs are equal, one is kept.
+serves one mode. The model is traced in both; where the graphs are equal, one is kept. Sizes stay values of the graph
+where the model allows it (tracer.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from qat.errors import CaptureError
+from qat.placement.tracer import SizedTracer, Tracer, takes_weights
 
 OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
 
@@ -32,22 +34,12 @@ class Capture:
     root: nn.Module
     train: fx.Graph
     eval: fx.Graph
+    sized: bool = False  # sizes are those of the example, but for the batch
 
     @property
     def modes_agree(self) -> bool:
         """Whether one graph serves both modes."""
         return self.train is self.eval
-
-
-class _Tracer(fx.Tracer):
-    """Keeps torch.nn layers whole, and what the caller names; anything else is traced through."""
-
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self.leaf_modules = leaf_modules
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaf_modules) or super().is_leaf_module(m, module_qualified_name)
 
 
 def capture(
@@ -69,17 +61,33 @@ def capture(
         CaptureError: naming file and line where tracing failed.
     """
     defaults = _constant_arguments(model, example_inputs, example_kwargs)
+    try:
+        captured = _capture(model, defaults, lambda: Tracer(leaf_modules))
+    except CaptureError:
+        captured = None
+    if captured is not None and not any(_closed(node) for g in (captured.train, captured.eval) for node in g.nodes):
+        return captured
+    inputs = inspect.signature(model.forward).bind(*example_inputs, **example_kwargs).arguments
+    return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs))
+
+
+def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], Tracer]) -> Capture:
     modes = {name: module.training for name, module in model.named_modules()}
     try:
         model.train()
-        train = _trace(model, defaults, leaf_modules)
+        train = _trace(model, constants, tracer())
         model.eval()
-        evaluation = _trace(model, defaults, leaf_modules)
+        evaluation = _trace(model, constants, tracer())
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]
     same = _signature(train) == _signature(evaluation)
-    return Capture(root=model, train=evaluation if same else train, eval=evaluation)
+    sized = isinstance(tracer(), SizedTracer)
+    return Capture(root=model, train=evaluation if same else train, eval=evaluation, sized=sized)
+
+
+def _closed(node: fx.Node) -> bool:
+    return node.op == "call_function" and takes_weights(node.target, node.args, node.kwargs)
 
 
 def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,10 +107,10 @@ def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
     return defaults | {name: value for name, value in given.items() if isinstance(value, bool | str | None)}
 
 
-def _trace(model: nn.Module, constants: dict[str, Any], leaf_modules: tuple[type[nn.Module], ...]) -> fx.Graph:
-    tracer = _Tracer(leaf_modules)
+def _trace(model: nn.Module, constants: dict[str, Any], tracer: Tracer) -> fx.Graph:
     try:
-        graph = tracer.trace(model, concrete_args=constants or None)
+        with tracer.factories():
+            graph = tracer.trace(model, concrete_args=constants or None)
     except CaptureError:
         raise
     except Exception as error:
@@ -155,7 +163,7 @@ def _where(model: nn.Module, error: Exception) -> str:
     return (
         f"{type(model).__name__} cannot be traced at {spot}\n"
         f"  torch.fx says: {error}\n"
-        "  Rule: forward may branch on settings, not on the values or sizes of tensors.\n"
+        "  Rule: forward may branch on settings and sizes, not on the values of tensors.\n"
         "  Way out: rewrite the line without the branch, or keep its module whole and in float with "
         "leaf_modules=(TheClass,)"
     )

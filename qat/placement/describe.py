@@ -7,19 +7,23 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from qat.functional.ste import IDENTITY, RELU, RELU6, Clamp
-from qat.placement.patterns import Role, is_tensor, module_of
+from qat.placement.capture import Capture
+from qat.placement.patterns import Role, function_name, is_tensor, module_of
 from qat.placement.plan import Plan, PlannedOp
 from qat.placement.shapes import macs_per_example
-from qat.placement.sites import Sites
+from qat.placement.sites import STAYS, Sites
 from qat.recipe import Numerics, QuantRecipe
 from qat.target import Target
 
+FIXED_SIZE = (
+    "forward branches on sizes: the model serves images of the size that it was prepared with, at any batch size"
+)
 CLAMPS = {RELU: "relu", RELU6: "relu6"}
 
 
 def describe(
     model: str,
-    graph: fx.Graph,
+    captured: Capture,
     modules: Mapping[str, nn.Module],
     sites: Sites,
     excluded: Mapping[str, str],
@@ -27,20 +31,22 @@ def describe(
     target: Target,
     grids: Numerics,
 ) -> Plan:
-    """The plan of one graph, before its layers are swapped."""
+    """The plan of the evaluation graph, before its layers are swapped."""
     fused = sites.fused
     ops = []
-    for node in graph.nodes:
-        if node in fused or node.op in ("output", "get_attr"):
+    for node in captured.eval.nodes:
+        if node in fused or node.op == "output":
             continue
-        if node.op == "placeholder":
+        if node.op in ("placeholder", "get_attr"):
             if node in sites.points:
-                ops.append(PlannedOp(name=sites.names[node], kind="input", integer=True, output=grids.activation.short))
+                kind = "input" if node.op == "placeholder" else "parameter"
+                ops.append(PlannedOp(name=sites.names[node], kind=kind, integer=True, output=grids.activation.short))
             continue
         if is_tensor(node):
             ops.append(_operator(node, modules, sites, excluded, grids))
+    notes = (*grids.notes, *((FIXED_SIZE,) if captured.sized else ()))
     spelled = (("weights", str(grids.weight)), ("activations", str(grids.activation)))
-    return Plan(model=model, recipe=recipe.name, target=target.name, ops=tuple(ops), grids=spelled, notes=grids.notes)
+    return Plan(model=model, recipe=recipe.name, target=target.name, ops=tuple(ops), grids=spelled, notes=notes)
 
 
 def _operator(
@@ -48,16 +54,14 @@ def _operator(
 ) -> PlannedOp:
     name, role, module = sites.names[node], sites.roles[node], module_of(node, modules)
     tail = sites.tails.get(node)
-    weighted = isinstance(getattr(module, "weight", None), nn.Parameter) and role is not Role.NORM
     last = tail.last(node) if tail else node
     point = sites.points.get(last)
-    integer = tail is not None or (role in (Role.MOVE, Role.IDENTITY) and node in sites.on_grid)
+    integer = tail is not None or (role in STAYS and node in sites.on_grid)
     parts = []
     if tail and tail.norm is not None:
         parts.append(f"batchnorm {sites.names[tail.norm]}")
     if tail and tail.clamp is not None and point is not None:
         parts.append(clamp_name(point))
-    macs = macs_per_example(node, module) if weighted and module is not None and _has_macs(module) else 0
     return PlannedOp(
         name=name,
         kind=kind_of(node, module),
@@ -66,12 +70,8 @@ def _operator(
         weight=grids.weight.short if integer and role is Role.WEIGHTED else None,
         output=grids.activation.short if point is not None else None,
         why="" if integer else _reason(name, role, excluded),
-        macs=macs,
+        macs=macs_per_example(node, module),
     )
-
-
-def _has_macs(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
 
 
 def clamp_name(clamp: Clamp) -> str:
@@ -90,7 +90,7 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> str:
         return f"linear {module.in_features}->{module.out_features}"
     if module is not None:
         return type(module).__name__.lower()
-    return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return function_name(node)
 
 
 def _reason(name: str, role: Role, excluded: Mapping[str, str]) -> str:
@@ -101,5 +101,6 @@ def _reason(name: str, role: Role, excluded: Mapping[str, str]) -> str:
         Role.NORM: "no convolution before it to fold into",
         Role.CLAMP: "its input is in float",
         Role.MOVE: "its input is in float",
+        Role.SCALE: "its input is in float",
         Role.IDENTITY: "its input is in float",
     }.get(role, "its input is no float tensor")

@@ -22,18 +22,20 @@ from qat.layers import (
     FakeQuantConv1d,
     FakeQuantConv2d,
     FakeQuantConv3d,
+    FakeQuantFunction,
     FakeQuantLinear,
     FakeQuantWeight,
 )
+from qat.layers.attention import open_attention
 from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.observers import Observer
-from qat.placement.capture import Capture, capture
+from qat.placement.capture import capture
 from qat.placement.describe import describe
-from qat.placement.patterns import Role
+from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rules import excluded
 from qat.placement.shapes import propagate_shapes, two_examples
-from qat.placement.sites import Sites, find_sites, name_nodes
+from qat.placement.sites import STAYS, Sites, find_sites, name_nodes
 from qat.quantizers import FakeQuantize
 from qat.recipe import Numerics, QuantRecipe, TensorRecipe, numerics
 from qat.spec import Granularity, IntSpec
@@ -48,6 +50,11 @@ SWAPS: dict[type[nn.Module], Any] = {
     nn.BatchNorm2d: FakeQuantBatchNorm2d,
     nn.BatchNorm3d: FakeQuantBatchNorm3d,
 }
+
+# what functional layers take, with its defaults
+LINEAR: tuple[tuple[str, Any], ...] = (("input", None), ("weight", None), ("bias", None))
+CONV = (*LINEAR, ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+ARGUMENTS = {"linear": LINEAR, "conv1d": CONV, "conv2d": CONV, "conv3d": CONV}
 
 
 def prepare(
@@ -90,6 +97,7 @@ def prepare(
     args, kwargs = examples[: len(args)], dict(zip(named, examples[len(args) :], strict=True))
 
     root = copy.deepcopy(model)
+    open_attention(root)
     captured = capture(root, args, kwargs, leaf_modules)
     graphs = [captured.eval] if captured.modes_agree else [captured.eval, captured.train]
     modules = dict(root.named_modules())
@@ -108,7 +116,7 @@ def prepare(
             f"nothing to quantize in {type(model).__name__}: no convolution, linear layer, addition or pooling is left "
             "after exclude; see plan names in the README, or drop an exclude pattern"
         )
-    plan = describe(type(model).__name__, captured.eval, modules, sites[id(captured.eval)], left, recipe, target, grids)
+    plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, grids)
     keywords = example_kwargs or {}
     inputs = [
         *args,
@@ -143,8 +151,10 @@ class _Rewriter:
     def run(self) -> None:
         for graph, sites in self.graphs:
             for head, tail in sites.tails.items():
-                if sites.roles[head] is Role.WEIGHTED:
+                if sites.roles[head] is Role.WEIGHTED and head.op == "call_module":
                     self._swap_weighted(head, tail.norm)
+                elif sites.roles[head] is Role.WEIGHTED:
+                    self._swap_function(head, sites)
             erase = []
             hosts = {node: _host(node, clamp, sites) for node, clamp in sites.points.items()}  # of the graph as it is
             for node, clamp in sites.points.items():
@@ -152,7 +162,7 @@ class _Rewriter:
             for node in erase:
                 graph.erase_node(node)
             for head, tail in sites.tails.items():
-                if sites.roles[head] is Role.WEIGHTED:
+                if sites.roles[head] in (Role.WEIGHTED, Role.NORM):
                     self._pass_scales(graph, sites, head, tail.norm)
 
     def _norms_that_host(self) -> dict[str, Clamp]:
@@ -163,7 +173,11 @@ class _Rewriter:
             for node in graph.nodes:
                 if node.op == "call_module":
                     calls.setdefault(str(node.target), []).append(node)
-            quantized = {tail.norm: sites.points[tail.last(head)] for head, tail in sites.tails.items() if tail.norm}
+            quantized = {
+                tail.norm or head: sites.points[tail.last(head)]
+                for head, tail in sites.tails.items()
+                if tail.norm or sites.roles[head] is Role.NORM
+            }
             for target, nodes in calls.items():
                 clamp = quantized.get(nodes[0]) if len(nodes) == 1 else None
                 found.setdefault(target, set()).add(clamp)
@@ -208,22 +222,52 @@ class _Rewriter:
                 var = graph.get_attr(f"{norm.target}.running_var")
             head.args = (*head.args[:1], gamma, var)
 
+    def _swap_function(self, head: fx.Node, sites: Sites) -> None:
+        """Turn a functional layer into a module of its own, which is given the weight."""
+        function, name = function_name(head), f"{sites.names[head]}_weighted"
+        if name not in self.modules:
+            channels = cast(fx.Node, weight_of(head)).meta["val"].shape[0]
+            quantizer = self._build(self.recipe.weight, self.grids.weight, channels=channels)
+            self._add(name, FakeQuantFunction(function, quantizer))
+        head.args = tuple(argument(head, i, key, default) for i, (key, default) in enumerate(ARGUMENTS[function]))
+        head.op, head.target, head.kwargs = "call_module", name, {}
+
     def _pass_scales(self, graph: fx.Graph, sites: Sites, head: fx.Node, norm: fx.Node | None) -> None:
         """Give the layer that adds the bias the scales that its int32 will have."""
-        source = cast(fx.Node, head.args[0])
-        while sites.roles.get(source) in (Role.MOVE, Role.IDENTITY) and source not in sites.points:
+        layer = self.modules[str(head.target)]
+        if isinstance(layer, _FakeQuantBatchNorm):  # alone
+            with graph.inserting_before(head):
+                head.args = (head.args[0], self._scale_of(graph, sites, head), self._unit_scale(graph, head))
+        elif norm is None and isinstance(layer, FakeQuantWeight | FakeQuantFunction):
+            with graph.inserting_before(head):
+                head.kwargs = {"input_scale": self._scale_of(graph, sites, head)}
+        elif norm is not None and isinstance(self.modules[str(norm.target)], _FakeQuantBatchNorm):
+            with graph.inserting_before(norm):
+                scales = [
+                    self._scale_of(graph, sites, head),
+                    graph.create_node("get_attr", f"{head.target}.weight_quantizer.scale"),
+                ]
+                bias = [graph.create_node("get_attr", f"{head.target}.bias")] if layer.bias is not None else []
+                norm.args = (head, *scales, *bias)
+
+    def _scale_of(self, graph: fx.Graph, sites: Sites, head: fx.Node) -> fx.Node:
+        """The scale of the grid that a layer's input is on."""
+        source, factor = cast(fx.Node, head.args[0]), 1.0
+        while sites.roles.get(source) in STAYS and source not in sites.points:
+            factor *= scale_factor(source) or 1.0
             source = source.all_input_nodes[0]
         module = self.modules[str(source.target)]
         quantizer = str(source.target) if isinstance(module, FakeQuantize) else f"{source.target}.output_quantizer"
-        if norm is None:
-            with graph.inserting_before(head):
-                head.kwargs = {"input_scale": graph.create_node("get_attr", f"{quantizer}.scale")}
-        elif isinstance(self.modules[str(norm.target)], _FakeQuantBatchNorm):
-            with graph.inserting_before(norm):
-                paths = [f"{quantizer}.scale", f"{head.target}.weight_quantizer.scale"]
-                if self.modules[str(head.target)].bias is not None:
-                    paths.append(f"{head.target}.bias")
-                norm.args = (head, *(graph.create_node("get_attr", path) for path in paths))
+        scale = graph.create_node("get_attr", f"{quantizer}.scale")
+        return scale if factor == 1.0 else graph.call_function(torch.mul, (scale, factor))
+
+    def _unit_scale(self, graph: fx.Graph, head: fx.Node) -> fx.Node:
+        """Scales `[C]` of the weight 1 that a BatchNorm alone multiplies its input by: the last integer says it."""
+        norm = cast(_FakeQuantBatchNorm, self.modules[str(head.target)])
+        if "unit_scale" not in norm._buffers:
+            unit = torch.full((norm.num_features,), 1.0 / self.grids.weight.qmax, device=device_of(norm))
+            norm.register_buffer("unit_scale", unit, persistent=False)
+        return graph.create_node("get_attr", f"{head.target}.unit_scale")
 
     def _swap_norm(self, name: str, clamp: Clamp) -> None:
         norm = self.modules[name]
@@ -297,4 +341,4 @@ def require_finite(model: nn.Module) -> None:
         )
 
 
-__all__ = ["Capture", "build_quantizer", "prepare", "require_finite"]
+__all__ = ["build_quantizer", "prepare", "require_finite"]

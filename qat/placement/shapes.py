@@ -13,6 +13,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils import _pytree as pytree
 
 from qat.errors import CaptureError
+from qat.placement.patterns import function_name, weight_of
+
+EXAMPLES = 2  # length of the batch that shapes are propagated with
 
 
 class _Propagate(fx.Interpreter):
@@ -73,11 +76,19 @@ def two_examples(inputs: tuple[Any, ...], device: Any) -> tuple[Any, ...]:
     return tuple(two(x) for x in inputs)
 
 
-def macs_per_example(node: fx.Node, module: nn.Module) -> int:
-    """Multiply-accumulates of a convolution or linear layer for one example."""
+def macs_per_example(node: fx.Node, module: nn.Module | None) -> int:
+    """Multiply-accumulates of a convolution, linear layer or matrix product for one example; 0 for anything else."""
     value = node.meta["val"]
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    batch = value.shape[0] if value.ndim > 1 else 1
-    per_output = math.prod(weight.shape[1:])  # [C_out, C_in / groups, k...] or [C_out, C_in]
-    return math.prod(value.shape) // batch * per_output
+    if not isinstance(value, Tensor):
+        return 0
+    batch = EXAMPLES if value.ndim > 1 else 1
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        taps = math.prod(module.weight.shape[1:])  # [C_out, C_in / groups, k...] or [C_out, C_in]
+    elif module is None and function_name(node) in ("matmul", "bmm"):
+        taps = node.all_input_nodes[0].meta["val"].shape[-1]
+    elif module is None and function_name(node) in ("linear", "conv1d", "conv2d", "conv3d"):
+        weight = weight_of(node)
+        taps = math.prod(weight.meta["val"].shape[1:]) if weight is not None else 0
+    else:
+        return 0
+    return math.prod(value.shape) // batch * taps

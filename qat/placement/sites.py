@@ -1,7 +1,8 @@
 """Where quantizers go in one graph: a forward pass over the nodes that knows which values lie on a grid.
 
     WEIGHTED, ARITHMETIC   need their inputs on grids, and put a new grid behind their tail (BatchNorm, activation)
-    MOVE, IDENTITY         stay on the grid of their input
+    MOVE, SCALE, IDENTITY  stay on the grid of their input, or its multiple
+    NORM                   alone is a product and sum per channel: an integer operator, where its input is on a grid
     FLOAT                  read values, produce values; a later integer operator puts its input on a grid
 
 Putting a value on a grid can put a node before it on a grid as well (a MOVE that was visited earlier), so the pass is
@@ -18,7 +19,9 @@ from difflib import SequenceMatcher
 from torch import fx, nn
 
 from qat.functional.ste import IDENTITY, Clamp
-from qat.placement.patterns import Role, clamp_of, grid_inputs, is_tensor, role_of
+from qat.placement.patterns import Role, clamp_of, grid_inputs, is_tensor, learned_or_data, role_of
+
+STAYS = (Role.MOVE, Role.SCALE, Role.IDENTITY)  # on the grid of the input, or a multiple of it
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ def find_sites(
         excluded: names that stay in float.
     """
     roles = {n: Role.FLOAT if names[n] in excluded else role_of(n, modules) for n in graph.nodes}
+    known = learned_or_data(graph, modules)
+    for node, role in roles.items():
+        if role is Role.ARITHMETIC and not all(n in known for n in grid_inputs(node, role)):
+            roles[node] = Role.FLOAT  # a mask of -100 or -inf would stretch the grid of the sum
     sites = Sites(names=names, roles=roles)
     while True:
         before = len(sites.points)
@@ -85,13 +92,13 @@ def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> No
     sites.tails.clear()
     for node in graph.nodes:
         role = sites.roles[node]
-        inputs = grid_inputs(node)
-        if role in (Role.MOVE, Role.IDENTITY) and inputs and all(i in sites.on_grid for i in inputs):
+        inputs = grid_inputs(node, role)
+        if role in STAYS and inputs and all(i in sites.on_grid for i in inputs):
             sites.on_grid.add(node)
         elif role is Role.CLAMP and inputs and inputs[0] in sites.on_grid and node not in sites.fused:
             _put(sites, node, clamp_of(node, modules))  # an activation beside other readers of its input
             sites.tails[node] = Tail(clamp=None)
-        elif role in (Role.WEIGHTED, Role.ARITHMETIC) and inputs:
+        elif (role in (Role.WEIGHTED, Role.ARITHMETIC) and inputs) or _stands_alone(node, inputs, role, sites):
             for value in inputs:
                 if value not in sites.on_grid:
                     absorbed = clamp_of(value, modules) if sites.roles[value] is Role.CLAMP else None
@@ -99,6 +106,13 @@ def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> No
             tail = _tail(node, role, sites)
             sites.tails[node] = tail
             _put(sites, tail.last(node), clamp_of(tail.clamp, modules) if tail.clamp else None)
+
+
+def _stands_alone(node: fx.Node, inputs: list[fx.Node], role: Role, sites: Sites) -> bool:
+    """Whether a BatchNorm that no convolution takes in runs on integers: as a depthwise convolution with one tap."""
+    if role is not Role.NORM or not inputs or inputs[0] not in sites.on_grid or node in sites.fused:
+        return False
+    return inputs[0].meta["val"].ndim > 2
 
 
 def _put(sites: Sites, node: fx.Node, clamp: Clamp | None) -> None:
@@ -109,7 +123,8 @@ def _put(sites: Sites, node: fx.Node, clamp: Clamp | None) -> None:
 def _tail(head: fx.Node, role: Role, sites: Sites) -> Tail:
     norm = clamp = None
     follower = _only_user(head)
-    if role is Role.WEIGHTED and follower is not None and sites.roles[follower] is Role.NORM:
+    takes_norm = role is Role.WEIGHTED and head.op == "call_module"
+    if takes_norm and follower is not None and sites.roles[follower] is Role.NORM:
         norm, follower = follower, _only_user(follower)
     if follower is not None and sites.roles[follower] is Role.CLAMP and is_tensor(follower):
         clamp = follower
@@ -149,7 +164,7 @@ def _counted(base: str, count: int) -> str:
 
 
 def _base(node: fx.Node) -> str:
-    if node.op in ("call_module", "placeholder"):
+    if node.op in ("call_module", "placeholder", "get_attr"):
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {}
     scope = next(reversed(stack.values()))[0] if stack else ""

@@ -73,7 +73,7 @@ def test_roles_of_modules(module, role):
         (lambda x: torch.add(x, x), Role.ARITHMETIC),
         (lambda x: torch.add(x, x, alpha=2), Role.FLOAT),
         (lambda x: x + 1, Role.FLOAT),
-        (lambda x: operator.mul(x, x), Role.FLOAT),
+        (lambda x: operator.mul(x, x), Role.ARITHMETIC),
         (lambda x: torch.cat([x, x], 1), Role.ARITHMETIC),
         (lambda x: x.mean((2, 3)), Role.ARITHMETIC),
         (lambda x: torch.mean(x, dim=[-1, -2], keepdim=True), Role.ARITHMETIC),
@@ -88,7 +88,19 @@ def test_roles_of_modules(module, role):
         (lambda x: F.pad(x, (1, 1), value=1.0), Role.FLOAT),  # 1.0 may lie between two steps
         (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), Role.FLOAT),
         (lambda x: F.dropout(x, 0.5, False), Role.IDENTITY),
-        (lambda x: torch.sigmoid(x), Role.FLOAT),
+        (lambda x: torch.sigmoid(x), Role.ARITHMETIC),
+        (lambda x: x * 0.5, Role.SCALE),
+        (lambda x: 2 * x, Role.SCALE),
+        (lambda x: x / 4, Role.SCALE),
+        (lambda x: 4 / x, Role.FLOAT),
+        (lambda x: x * -1.0, Role.FLOAT),  # would mirror the grid
+        (lambda x: x / x, Role.FLOAT),
+        (lambda x: x @ x.transpose(-1, -2), Role.ARITHMETIC),
+        (lambda x: x.clamp(0, 3), Role.CLAMP),
+        (lambda x: torch.clamp(x, min=0.0), Role.CLAMP),
+        (lambda x: x.clamp(-1, 3), Role.FLOAT),
+        (lambda x: F.linear(x, x[0, 0]), Role.FLOAT),  # both factors are activations
+        (lambda x: torch.roll(x, 1, 2), Role.MOVE),
     ],
 )
 def test_roles_of_functions_and_methods(function, role):

@@ -133,7 +133,7 @@ class NoiseInTraining(Base):
 
     def forward(self, x):
         if self.training:
-            x = x + 100 * torch.randn_like(x)
+            x = x + 100 * x.flip(0)
         x = self.relu(self.norm1(self.conv1(x)))
         return self.head(self.norm2(self.conv2(x)) + x)
 
@@ -529,11 +529,18 @@ def test_excluded_modules_stay_in_float(randomize):
     assert why["fc"] == "excluded by 'fc'"
 
 
-def test_a_batchnorm_behind_an_addition_is_float_and_says_why(randomize):
-    plan = qat.prepare(randomize(PreActivation()), batch()).plan
+def test_a_batchnorm_behind_an_addition_is_an_integer_operator(randomize):
+    prepared = qat.prepare(randomize(PreActivation()), batch())
+    ops = {op.name: op for op in prepared.plan.ops}
+    assert ops["norm2"].integer
+    assert ops["norm2"].fused == ("relu",)
+    assert isinstance(prepared.norm2, qat.layers.FakeQuantBatchNorm2d)
+
+
+def test_a_batchnorm_behind_a_float_operator_is_float_and_says_why(randomize):
+    plan = qat.prepare(randomize(SharedReLU()), batch(), exclude=["conv1"]).plan
     why = {op.name: op.why for op in plan.in_float}
-    assert why["norm1"] == why["norm2"] == "no convolution before it to fold into"
-    assert why["relu"] == "its input is in float"  # the quantizer behind it absorbs it
+    assert why["norm1"] == "no convolution before it to fold into"
 
 
 def test_patterns_of_recipe_and_call_add_up(randomize):
@@ -605,7 +612,7 @@ def test_preparing_twice():
 
 def test_nothing_to_quantize():
     with pytest.raises(PlacementError, match="nothing to quantize in Sequential: no convolution, linear layer"):
-        qat.prepare(nn.Sequential(nn.Sigmoid()), torch.randn(2, 3))
+        qat.prepare(nn.Sequential(nn.Tanh()), torch.randn(2, 3))
     with pytest.raises(PlacementError, match="nothing to quantize in SharedReLU"):
         qat.prepare(SharedReLU(), batch(), exclude=["*"])
 

@@ -63,17 +63,17 @@ def test_a_move_before_the_first_integer_operator():
 
 
 def test_a_float_operator_gets_no_quantizer_of_its_own():
-    assert points(lambda m, x: torch.sigmoid(m.conv(x))) == {"x": IDENTITY, "conv": IDENTITY}
-    assert points(lambda m, x: m.conv(torch.sigmoid(x))) == {"sigmoid": IDENTITY, "conv": IDENTITY}
+    assert points(lambda m, x: torch.tanh(m.conv(x))) == {"x": IDENTITY, "conv": IDENTITY}
+    assert points(lambda m, x: m.conv(torch.tanh(x))) == {"tanh": IDENTITY, "conv": IDENTITY}
 
 
 def test_the_activation_of_a_float_operator_is_absorbed_by_the_reader():
-    assert points(lambda m, x: m.conv(m.relu(torch.sigmoid(x)))) == {"relu": RELU, "conv": IDENTITY}
+    assert points(lambda m, x: m.conv(m.relu(torch.tanh(x)))) == {"relu": RELU, "conv": IDENTITY}
 
 
 def test_every_input_of_an_addition_is_on_a_grid():
-    found = points(lambda m, x: m.relu(torch.sigmoid(x) + m.conv(x)))
-    assert found == {"sigmoid": IDENTITY, "x": IDENTITY, "conv": IDENTITY, "relu": RELU}
+    found = points(lambda m, x: m.relu(torch.tanh(x) + m.conv(x)))
+    assert found == {"tanh": IDENTITY, "x": IDENTITY, "conv": IDENTITY, "relu": RELU}
 
 
 def test_excluded_operators_are_float():

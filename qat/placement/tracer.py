@@ -1,0 +1,201 @@
+"""Tracers: from a forward to a torch.fx graph.
+
+    Tracer        sizes are values of the graph, so it serves every image size; branches on sizes fail
+    SizedTracer   also runs each operator, on tensors without data: sizes are numbers, except those that depend on the
+                  batch; branches on sizes are decided by the example, and the graph serves its size alone
+
+Both keep torch.nn layers whole, but `scaled_dot_product_attention` is opened into the products it is made of. The sized
+one also opens functions that are given weights (`torch.fx.wrap` closes them), so that their products can be quantized.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from qat.layers.attention import dot_product_attention
+
+WHOLE = frozenset({"StochasticDepth", "DropPath"})  # drop residual branches in training; nothing in evaluation
+FACTORIES = ("zeros", "ones", "empty", "full", "arange", "rand", "randn")  # torch.*: take sizes, but no tensor
+NUMBERS = (bool, int, float, str, torch.dtype, torch.layout)
+
+
+class Tracer(fx.Tracer):
+    """Symbolic: nothing is computed."""
+
+    def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaf_modules = leaf_modules
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers of torch.nn, classes that the caller named, and stochastic depth."""
+        whole = isinstance(m, self.leaf_modules) or type(m).__name__ in WHOLE
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+    @contextmanager
+    def factories(self) -> Iterator[None]:
+        """While tracing: as they are."""
+        yield
+
+    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
+        """Record a call; attention is opened instead."""
+        if kind == "call_function" and target is F.scaled_dot_product_attention:
+            return dot_product_attention(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+
+
+class SizedProxy(fx.Proxy):
+    """A proxy that knows the shape, type and length of its value."""
+
+    @property
+    def value(self) -> Any:
+        """The value, as tensors without data."""
+        return self.node.meta["val"]
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that are numbers are numbers; `shape` is a tuple of numbers, and proxies for the batch."""
+        if isinstance(self.value, Tensor):
+            if name == "shape":
+                return tuple(self.size(i) for i in range(self.value.ndim))
+            if name in ("ndim", "dtype", "requires_grad", "is_cuda", "layout"):
+                return getattr(self.value, name)
+            if name in ("T", "mT", "data", "device"):
+                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        """Length of a tensor or tuple."""
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Elements of a tensor or tuple."""
+        return iter([self[i] for i in range(len(self.value))])
+
+    def __bool__(self) -> bool:
+        """A condition on sizes, decided by the example."""
+        if isinstance(self.value, Tensor):
+            raise fx.proxy.TraceError("a branch on the values of a tensor")
+        return bool(self.value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Writing into a part of a tensor, in the order of the code."""
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+class SizedTracer(Tracer):
+    """Traces with sizes.
+
+    Args:
+        leaf_modules: classes to keep whole.
+        inputs: by name of placeholder; dimensions of the first dimension's length at position 0 are the batch.
+    """
+
+    def __init__(self, leaf_modules: tuple[type[nn.Module], ...], inputs: Mapping[str, Any]) -> None:
+        super().__init__(leaf_modules)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(duck_shape=False))
+        self.inputs = {name: self._fake(value) for name, value in inputs.items()}
+        self.running = False  # an operator computes its value: nothing is recorded
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        sizes = [DimDynamic.DYNAMIC if i == 0 else DimDynamic.STATIC for i in range(value.ndim)]
+        context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=sizes)
+        return self.mode.from_tensor(value, symbolic_context=context)
+
+    def proxy(self, node: fx.Node) -> SizedProxy:
+        """A proxy that knows its value."""
+        return SizedProxy(node, self)
+
+    @contextmanager
+    def factories(self) -> Iterator[None]:
+        """Let `torch.zeros(n, ...)` and the like take sizes that are proxies."""
+
+        def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                leaves = pytree.tree_leaves((args, kwargs))
+                if any(isinstance(leaf, fx.Proxy) for leaf in leaves):
+                    return self.create_proxy("call_function", function, args, kwargs)
+                return function(*args, **kwargs)
+
+            return call
+
+        own = {name: getattr(torch, name) for name in FACTORIES}
+        try:
+            for name, function in own.items():
+                setattr(torch, name, recording(function))
+            yield
+        finally:
+            for name, function in own.items():
+                setattr(torch, name, function)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Record the call of a leaf, or trace through."""
+        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Record the reading of a parameter."""
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
+        """Record a call and run it; what comes out as a number is a number, and no part of the graph."""
+        if kind == "call_function" and takes_weights(target, args, kwargs):
+            return target(*args, **kwargs)
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if not isinstance(proxy, SizedProxy) or "val" in proxy.node.meta:
+            return proxy
+        value = self._value(proxy.node)
+        if kind in ("call_function", "call_method") and isinstance(value, NUMBERS):
+            self.graph.erase_node(proxy.node)
+            return value
+        return proxy
+
+    def _value(self, node: fx.Node) -> Any:
+        if "val" not in node.meta:
+            before, self.running = self.running, True
+            try:
+                with torch.no_grad():
+                    node.meta["val"] = self._run(node)
+            except DataDependentOutputException as error:
+                raise fx.proxy.TraceError(f"{node.target} needs the values of a tensor") from error
+            finally:
+                self.running = before
+        return node.meta["val"]
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.inputs.get(str(node.target))
+        if node.op == "get_attr":
+            return self.mode.from_tensor(_attribute(self.root, str(node.target)), static_shapes=True)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        with self.mode:
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            called = self.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+            return called(*args, **kwargs)  # type: ignore[operator]
+
+
+def takes_weights(target: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call is one of a Python function outside torch, to which weights are passed."""
+    if not isinstance(target, FunctionType) or str(target.__module__).partition(".")[0] == "torch":
+        return False
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    nodes = (leaf.node if isinstance(leaf, fx.Proxy) else leaf for leaf in leaves)
+    return any(isinstance(n, fx.Node) and n.op == "get_attr" for n in nodes)
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
