@@ -141,7 +141,14 @@ def numerics(recipe: QuantRecipe, target: Target) -> Numerics:
     if weight.bits > target.weight_bits:
         notes.append(f"weights: {weight.bits} -> {target.weight_bits} bits, {target.weight_bits_reason}")
         weight = replace(weight, bits=target.weight_bits)
-    activation = IntSpec(
-        bits=recipe.activation.bits, signed=target.activation_signed, scheme=recipe.activation.scheme, narrow=False
-    )
+    scheme = recipe.activation.scheme
+    if target.activation_symmetric and scheme is not Scheme.SYMMETRIC:
+        notes.append(f"activations: {scheme} -> symmetric, {target.name} has no zero points")
+        scheme = Scheme.SYMMETRIC
+    if recipe.activation.bits < 8 and not target.narrow_activations:
+        raise ConfigError(
+            f"target {target.name} stores activations of 8 bits, and recipe {recipe.name} has "
+            f"{recipe.activation.bits}: use quant.activation.bits=8, or target=onnxruntime, which clips the integers"
+        )
+    activation = IntSpec(bits=recipe.activation.bits, signed=target.activation_signed, scheme=scheme, narrow=False)
     return Numerics(weight=weight, activation=activation, notes=tuple(notes))

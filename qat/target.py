@@ -1,16 +1,20 @@
 """Where a model will run: a frozen value that decides numerics, export and runtime.
 
 The targets are the files of `conf/target`; `Target.parse` reads one by name, from a mapping, or passes a value on.
+One training serves several targets when they agree on the grids (`joint`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from qat.errors import ConfigError, unknown_name
 from qat.presets import load_preset
+
+# runtime -> the file suffix of its artefacts
+RUNTIMES = {"onnxruntime": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +27,14 @@ class Target:
         artifact: file suffix of its artefact.
         opset: ONNX opset of the artefact.
         activation_signed: int8 activations when true, else uint8.
+        activation_symmetric: activations have no zero point.
+        narrow_activations: whether an activation of fewer than 8 bits keeps to its grid in this runtime.
         weight_bits: widest weight whose products this runtime adds up exactly.
         weight_bits_reason: why not wider; shown in plan and card.
+        needs_vnni: whether an x86 CPU without VNNI saturates its sums.
 
     Raises:
-        ConfigError: for an unknown key or runtime, or weight bits outside 2-8.
+        ConfigError: for an unknown key or runtime, a suffix that the runtime does not read, or weight bits outside 2-8.
     """
 
     name: str
@@ -35,8 +42,11 @@ class Target:
     artifact: str = ".onnx"
     opset: int = 21
     activation_signed: bool = False
+    activation_symmetric: bool = False
+    narrow_activations: bool = True
     weight_bits: int = 8
     weight_bits_reason: str = ""
+    needs_vnni: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -45,6 +55,8 @@ class Target:
             raise ConfigError(f"need 2 <= target.weight_bits <= 8, got {bits!r}")
         if self.runtime not in RUNTIMES:
             raise ConfigError(unknown_name("runtime", self.runtime, RUNTIMES))
+        if self.artifact != RUNTIMES[self.runtime]:
+            raise ConfigError(f"{self.runtime} reads {RUNTIMES[self.runtime]}, got target.artifact={self.artifact!r}")
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | Target) -> Target:
@@ -61,5 +73,39 @@ class Target:
             raise ConfigError("a target needs a name: name=my_target")
         return cls(**value)
 
+    def differences(self, other: Target) -> tuple[str, ...]:
+        """Where a model trained for `other` has grids that this target does not compute on; empty when it may run."""
+        found = [
+            f"{key} is {getattr(self, key)} for {self.name} and {getattr(other, key)} for {other.name}"
+            for key in ("activation_signed", "activation_symmetric")
+            if getattr(self, key) != getattr(other, key)
+        ]
+        if other.weight_bits > self.weight_bits:  # a narrower weight is on the wider grid too
+            found.append(
+                f"weight_bits is {self.weight_bits} at most for {self.name}, {other.weight_bits} for {other.name}"
+            )
+        return tuple(found)
 
-RUNTIMES = ("onnxruntime", "torch")
+
+def joint(targets: Sequence[Target]) -> Target:
+    """The first target on grids that all of `targets` compute exactly: train for it, export to each.
+
+    Raises:
+        ConfigError: none given, or they differ in what training must know; says in what.
+    """
+    if not targets:
+        raise ConfigError("need at least one target; start from target=onnxruntime")
+    narrowest = min(targets, key=lambda t: t.weight_bits)
+    first = replace(
+        targets[0],
+        weight_bits=narrowest.weight_bits,
+        weight_bits_reason=narrowest.weight_bits_reason,
+        narrow_activations=all(t.narrow_activations for t in targets),
+    )
+    differ = [line for target in targets[1:] for line in target.differences(first)]
+    if differ:
+        raise ConfigError(
+            f"one training cannot serve {', '.join(t.name for t in targets)}: {'; '.join(differ)}. "
+            "Train once for each, or leave one out"
+        )
+    return first

@@ -12,21 +12,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from qat.artifact import Artifact
+from qat.artifact import Artifact, fingerprint
 from qat.calibrate import inputs_of, labels_of
 from qat.convert import OPS, convert
-from qat.errors import DataError, NumericsError, ParityError
+from qat.errors import ArtifactError, DataError, NumericsError, ParityError
 from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
 from qat.runtime import load
-from qat.runtime.onnxruntime import intermediate_integers
 from qat.switches import fake_quant
 
+VNNI_HINT = "On a CPU without VNNI, 8-bit weights saturate: use a target whose weights have 7 bits, such as onnxruntime"
 DEPARTED = 0.01  # a layer departs when more than this share of its integers is off by more than one step
 
 
@@ -66,6 +66,23 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One value of the model, in the fake-quant model and in the artefact.
+
+    Attributes:
+        site: its name.
+        max_steps: largest difference of its integers.
+        off: share of its integers that differ, 0 to 1.
+        departed: share of its integers that differ by more than one.
+    """
+
+    site: str
+    max_steps: int
+    off: float
+    departed: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityReport:
     """The parity table.
 
@@ -75,6 +92,8 @@ class ParityReport:
         step: size of one step of the output's grid, in logits; None when the output is in float.
         tolerance: what was allowed.
         departure: the first layer that departs, when the gate fails.
+        layers: every intermediate value of the worst batch, when `verify` was asked for them.
+        hint: what to do when the gate fails.
     """
 
     stages: tuple[Stage, ...]
@@ -82,6 +101,8 @@ class ParityReport:
     step: float | None
     tolerance: Tolerance
     departure: str = ""
+    layers: tuple[Layer, ...] = ()
+    hint: str = VNNI_HINT
 
     def stage(self, name: str) -> Stage:
         """A stage by the beginning of its name."""
@@ -117,8 +138,7 @@ class ParityReport:
         if not self.passed:
             where = f" First layer that departs: {self.departure}." if self.departure else ""
             raise ParityError(
-                f"the artefact departs from the trained model: {'; '.join(self.failures)}.{where} "
-                "On a CPU without VNNI, 8-bit weights saturate: use target=onnxruntime, whose weights have 7 bits"
+                f"the artefact departs from the trained model: {'; '.join(self.failures)}.{where} {self.hint}"
             )
         return self
 
@@ -166,6 +186,7 @@ def verify(
     float_model: nn.Module | None = None,
     tolerance: Tolerance | None = None,
     strict: bool = True,
+    layerwise: bool = False,
 ) -> ParityReport:
     """The parity table of an artefact, and its gate.
 
@@ -176,14 +197,16 @@ def verify(
         float_model: the float baseline, for the first column.
         tolerance: how far stages may be apart.
         strict: raise when outside the tolerance; False only reports.
+        layerwise: compare every intermediate value as well, over the batch with the largest differences.
 
     Raises:
         ParityError: outside the tolerance.
-        ArtifactError: the runtime refuses or fails.
+        ArtifactError: the runtime refuses or fails; the artefact is of another model.
         DataError: no batch.
     """
     tolerance = tolerance or Tolerance()
     integer = convert(prepared)
+    _require_same(artifact, integer)
     step = output_step(integer)
     stages, base = _stages(prepared, artifact, integer, float_model)
     tallies = {name: _Tally(name, gated) for name, (_, gated) in stages.items()}
@@ -205,9 +228,12 @@ def verify(
         examples=examples,
         step=step,
         tolerance=tolerance,
+        hint=_hint(artifact, integer),
     )
-    if not report.passed and worst[1] is not None:
-        report = ParityReport(**{**vars(report), "departure": first_departure(prepared, artifact, worst[1])})
+    if worst[1] is not None and (layerwise or not report.passed):
+        layers = compare_layers(prepared, artifact, worst[1])
+        departure = "" if report.passed else _first_departure(layers)
+        report = replace(report, departure=departure, layers=layers if layerwise else ())
     return report.require() if strict else report
 
 
@@ -286,28 +312,62 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-@torch.no_grad()
 def first_departure(prepared: PreparedModel, artifact: Artifact, x: Tensor) -> str:
     """The first value whose integers differ between fake-quant model and artefact, with how much; empty if none does.
 
     Args:
         prepared: the fake-quant model.
-        artifact: an `.onnx` artefact of it; for others the answer is empty.
+        artifact: an artefact of it whose runtime shows intermediate values; for others the answer is empty.
         x: one batch of inputs.
     """
-    if artifact.kind != ".onnx":
-        return ""
+    return _first_departure(compare_layers(prepared, artifact, x))
+
+
+@torch.no_grad()
+def compare_layers(prepared: PreparedModel, artifact: Artifact, x: Tensor) -> tuple[Layer, ...]:
+    """Every value that the artefact's runtime shows, beside the fake-quant model's, in the order of the graph.
+
+    Args:
+        prepared: the fake-quant model.
+        artifact: an artefact of it.
+        x: one batch of inputs.
+    """
     grids = _grids(convert(prepared), artifact.sites)
     with _evaluating(prepared):
         recorder = _Recorder(prepared, artifact.sites)
         recorder.run(x.to(device_of(prepared)))
-    for site, integers in intermediate_integers(artifact, x).items():
+    found = []
+    for site, integers in load(artifact).intermediates(x).items():
         scale, zero = grids[site]
         mine = (recorder.seen[site].float().cpu() / scale).round() + zero
-        share = float(((mine - integers.float()).abs() > 1).float().mean())
-        if share > DEPARTED:
-            return f"{site} ({100 * share:.1f} % of its integers are off by more than one step)"
+        difference = (mine - integers.float()).abs()
+        off, departed = (float((difference > limit).float().mean()) for limit in (0, 1))
+        found.append(Layer(site=site, max_steps=int(difference.max()), off=off, departed=departed))
+    return tuple(found)
+
+
+def _first_departure(layers: tuple[Layer, ...]) -> str:
+    for layer in layers:
+        if layer.departed > DEPARTED:
+            return f"{layer.site} ({100 * layer.departed:.1f} % of its integers are off by more than one step)"
     return ""
+
+
+def _require_same(artifact: Artifact, integer: fx.GraphModule) -> None:
+    sites = integer.meta["prepared"]["sites"]
+    if artifact.sites != sites:
+        raise ArtifactError(
+            f"{artifact.path.name} is of another model: it stores {len(artifact.sites)} values as integers, beginning "
+            f"{', '.join(artifact.sites[:3]) or 'with none'}; this model stores {len(sites)}, beginning "
+            f"{', '.join(sites[:3])}. Verify the model that was exported"
+        )
+
+
+def _hint(artifact: Artifact, integer: fx.GraphModule) -> str:
+    said = artifact.metadata.get("fingerprint", "")
+    if said and said != fingerprint(integer):
+        return "The artefact was exported from other weights or ranges than the model has now: export it again"
+    return VNNI_HINT
 
 
 def _grids(integer: fx.GraphModule, sites: tuple[str, ...]) -> dict[str, tuple[float, int]]:

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": WORDS | NUMERICS | VERBS | {"artifact", "files", "export", "verify"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
-    "runtime": GRIDS | {"artifact"},
+    "runtime": GRIDS | {"artifact", "target"},
     "data": GRIDS | {"component"},
     "models": GRIDS | {"component", "files"},
     "report": GRIDS | {"files"},

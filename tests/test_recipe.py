@@ -115,3 +115,15 @@ def test_a_whole_weight_on_one_scale_may_use_the_full_range():
     recipe = QuantRecipe.parse(changed(weight__granularity="per_tensor", weight__narrow=False))
     grid = numerics(recipe, Target.parse("onnxruntime_vnni")).weight
     assert (grid.qmin, grid.qmax) == (-128, 127)
+
+
+def test_a_target_without_zero_points_overrules_the_scheme():
+    grids = numerics(W8A8, Target(name="mine", activation_signed=True, activation_symmetric=True))
+    assert str(grids.activation) == "int8[-128,127] symmetric per_tensor"
+    assert "activations: affine -> symmetric, mine has no zero points" in grids.notes
+
+
+def test_narrow_activations_where_the_target_has_none():
+    recipe = QuantRecipe.parse(changed(activation__bits=4))
+    with pytest.raises(ConfigError, match="target mine stores activations of 8 bits, and recipe w8a8 has 4: use quant"):
+        numerics(recipe, Target(name="mine", narrow_activations=False))

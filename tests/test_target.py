@@ -4,7 +4,7 @@ import pytest
 
 from qat.errors import ConfigError
 from qat.presets import load_preset, preset_names
-from qat.target import Target
+from qat.target import Target, joint
 
 
 @pytest.mark.parametrize("name", preset_names("target"))
@@ -30,8 +30,10 @@ def test_unknown_name_key_and_runtime():
         Target.parse("onnxruntime_vni")
     with pytest.raises(ConfigError, match=r"unknown key of a target 'weight_bit'\. Did you mean weight_bits"):
         Target.parse({"name": "mine", "weight_bit": 7})
-    with pytest.raises(ConfigError, match=r"unknown runtime 'tflite'\. .*Known: onnxruntime, torch"):
+    with pytest.raises(ConfigError, match=r"unknown runtime 'tflite'\. .*Known: .*onnxruntime.* torch"):
         Target(name="mine", runtime="tflite")
+    with pytest.raises(ConfigError, match=r"openvino reads \.xml, got target\.artifact='\.onnx'"):
+        Target(name="mine", runtime="openvino")
 
 
 @pytest.mark.parametrize("bits", [1, 9])
@@ -43,3 +45,26 @@ def test_weight_bits_outside_the_storage(bits):
 def test_a_target_without_a_name_is_an_error_of_the_config():
     with pytest.raises(ConfigError, match="name"):
         Target.parse({"weight_bits": 7})
+
+
+def test_one_training_serves_targets_that_agree_on_the_narrowest_weights():
+    both = joint([Target.parse("onnxruntime_vnni"), Target.parse("openvino")])
+    assert (both.name, both.weight_bits) == ("onnxruntime_vnni", 7)
+    assert "saturates" in both.weight_bits_reason
+    assert joint([Target.parse("openvino")]) == Target.parse("openvino")
+
+
+def test_targets_that_differ_say_in_what():
+    signed = Target(name="mine", activation_signed=True)
+    with pytest.raises(
+        ConfigError, match=r"cannot serve onnxruntime, mine: activation_signed is True for mine and False"
+    ):
+        joint([Target.parse("onnxruntime"), signed])
+    with pytest.raises(ConfigError, match="need at least one target"):
+        joint([])
+
+
+def test_wider_weights_than_a_target_adds_up():
+    narrow, wide = Target.parse("onnxruntime"), Target.parse("onnxruntime_vnni")
+    assert narrow.differences(wide) == ("weight_bits is 7 at most for onnxruntime, 8 for onnxruntime_vnni",)
+    assert wide.differences(narrow) == ()

@@ -1,41 +1,102 @@
-"""Write a model as an artefact: `export(model, "model.onnx")`, or `.pt2`. The suffix decides."""
+"""Write a model as an artefact: `export(model, "model.onnx")`. The suffix decides the format.
+
+A writer that needs a package beyond the installed ones is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
 
-from qat.artifact import Artifact
+from qat.artifact import Artifact, fingerprint
 from qat.errors import ConfigError
-from qat.export.onnx import write_onnx
 from qat.export.program import export_program
-from qat.export.pt2 import write_pt2
+from qat.target import Target
 
-WRITERS = {".onnx": write_onnx, ".pt2": write_pt2}
+WRITERS = {
+    ".onnx": "qat.export.onnx:write_onnx",
+    ".pt2": "qat.export.pt2:write_pt2",
+    ".xml": "qat.export.openvino:write_openvino",
+}
 
 
-def export(model: nn.Module, path: str | Path, example_inputs: tuple[Any, ...] | None = None) -> Artifact:
+def export(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    target: str | Mapping[str, Any] | Target | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Artifact:
     """Write `model` with a dynamic batch dimension; whole or not at all.
 
     Args:
         model: an integer model from `qat.convert`, or any float model in evaluation mode.
-        path: the file; `.onnx` and `.pt2` are known.
+        path: the file; `.onnx`, `.pt2` and `.xml` are known.
         example_inputs: needed for a float model; an integer model brings its own.
+        target: another target than the one that the integer model was prepared for; their grids must agree.
+        metadata: what the file shall say about itself besides model, recipe, target and fingerprint; text by key.
 
     Raises:
         ExportError: an operator that the exporter does not know, a batch size baked into the model, a full disk.
-        ConfigError: another suffix.
+        ConfigError: another suffix, a target with other grids, a package that is not installed.
     """
     path = Path(path)
+    about = dict(model.meta.get("prepared", {})) if isinstance(model, fx.GraphModule) else {}
+    about["target"] = _target(about.get("target"), target)
     if path.suffix not in WRITERS:
         raise ConfigError(f"cannot export to {path.name!r}; known suffixes: {', '.join(WRITERS)}")
-    about = model.meta.get("prepared", {}) if isinstance(model, fx.GraphModule) else {}
     inputs = example_inputs or about.get("example_inputs")
     if inputs is None:
         raise ConfigError("export of a float model needs example_inputs=(tensor, ...)")
-    return WRITERS[path.suffix](export_program(model, inputs), path, about)
+    about["metadata"] = {**_metadata(model, about), **(metadata or {})}
+    write = _writer(path.suffix)
+    return replace(write(export_program(model, inputs), path, about), metadata=about["metadata"])
+
+
+def _target(trained: Target | None, asked: str | Mapping[str, Any] | Target | None) -> Target | None:
+    if asked is None:
+        return trained
+    target = Target.parse(asked)
+    differ = target.differences(trained) if trained is not None else ()
+    if differ and trained is not None:
+        raise ConfigError(
+            f"the model was trained for {trained.name}, whose grids {target.name} does not compute on: "
+            f"{'; '.join(differ)}. Prepare the float model for {target.name}"
+        )
+    return target
+
+
+def _metadata(model: nn.Module, about: Mapping[str, Any]) -> dict[str, str]:
+    target = about["target"]
+    found = {
+        "model": about.get("model", type(model).__name__),
+        "recipe": about.get("recipe", "float"),
+        "fingerprint": fingerprint(model),
+    }
+    if target is not None:
+        found["target"] = target.name
+    if "sites" in about:
+        found["sites"] = json.dumps(about["sites"])
+    return found
+
+
+def _writer(suffix: str) -> Callable[..., Artifact]:
+    module, _, function = WRITERS[suffix].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        package = module.rpartition(".")[2]
+        raise ConfigError(
+            f"export to {suffix} needs the package `{package}`: run `uv sync --extra {package}` or "
+            f"`pip install 'qat[{package}]'` ({error})"
+        ) from error
 
 
 __all__ = ["export"]

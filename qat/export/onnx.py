@@ -12,7 +12,6 @@ What the stock exporter leaves to be done here:
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -45,12 +44,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
     model = _translate(program, target.opset if target else OPSET)
     _tidy(model, sites, path)
     model.producer_name = "qat"
-    for key in ("model", "recipe"):
-        if key in about:
-            model.metadata_props[key] = str(about[key])
-    if target is not None:
-        model.metadata_props["target"] = target.name
-        model.metadata_props["sites"] = json.dumps(sites)
+    model.metadata_props.update(about.get("metadata", {}))
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # shapes follow from the inputs
     try:
@@ -151,10 +145,10 @@ def _tidy(model: ir.Model, sites: tuple[str, ...], path: Path) -> None:
             node.name = None
         if node.op_type == "QuantizeLinear":
             quantized.append(node)
-        for value in node.outputs:
+        for position, value in enumerate(node.outputs):
             value.metadata_props.clear()
             if value not in results:  # the exporter's names are long and say nothing
-                value.name = f"v{index}"
+                value.name = f"v{index}" if position == 0 else f"v{index}_{position}"
     for name in [n for n, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     for value in [*graph.inputs, *graph.outputs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from qat.files import replacing
 def write_pt2(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
     """Save the program; `about` is what `convert` knows of the model."""
     with replacing(path) as temporary:
-        torch.export.save(program, temporary)
+        torch.export.save(program, temporary, extra_files={"qat.json": json.dumps(about.get("metadata", {}))})
     return Artifact(
         path=path,
         target=about.get("target"),

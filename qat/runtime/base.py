@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -15,12 +16,15 @@ class Runtime(ABC):
     Attributes:
         artifact: what was loaded.
         name: runtime, version and how the graph was treated, as the parity table shows it.
+        metadata: what the file says about itself, text by key; empty for a file that this package did not write.
     """
 
     name: str
+    metadata: Mapping[str, str]
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self.metadata = {}
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -29,3 +33,7 @@ class Runtime(ABC):
         Raises:
             ArtifactError: the runtime failed; its own words are in the message.
         """
+
+    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+        """The integers of every site for inputs `[N, ...]`; empty where the runtime does not show them."""
+        return {}

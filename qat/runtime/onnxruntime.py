@@ -34,6 +34,7 @@ class OnnxRuntime(Runtime):
         self.name = f"onnxruntime {ort.__version__}, optimizations {'on' if optimize else 'off'}"
         self._session = _session(artifact.path.read_bytes(), artifact, optimize, threads)
         self._input = self._session.get_inputs()[0].name
+        self.metadata = self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, x: Tensor) -> Tensor:
         """First output for `[N, ...]`."""
@@ -46,6 +47,10 @@ class OnnxRuntime(Runtime):
         except Exception as error:
             raise ArtifactError(f"onnxruntime failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(value) for value in found]
+
+    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+        """The integers of every site, with optimizations off: fused operators do not show them."""
+        return intermediate_integers(self.artifact, x)
 
 
 def intermediate_integers(artifact: Artifact, x: Tensor) -> dict[str, Tensor]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed
-from torch import Tensor
+from torch import Tensor, fx
 
 from qat.artifact import Artifact
 from qat.errors import ArtifactError
 from qat.runtime.base import Runtime
+
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+METADATA = "qat.json"  # the file inside the package
 
 
 class TorchRuntime(Runtime):
@@ -23,10 +27,12 @@ class TorchRuntime(Runtime):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
         self.name = f"torch {torch.__version__}"
+        extra = {METADATA: ""}
         try:
-            self._module: Any = torch.export.load(artifact.path).module()
+            self._module: Any = torch.export.load(artifact.path, extra_files=extra).module()
         except Exception as error:
             raise ArtifactError(f"torch {torch.__version__} refuses {artifact.path.name}: {error}") from error
+        self.metadata = json.loads(extra[METADATA] or "{}")
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,3 +42,22 @@ class TorchRuntime(Runtime):
         except Exception as error:
             raise ArtifactError(f"torch failed on {self.artifact.path.name}: {error}") from error
         return result if isinstance(result, Tensor) else next(iter(result))
+
+    @torch.no_grad()
+    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+        """The integers of every site."""
+        recorder = _Integers(self._module)
+        recorder.run(x.detach().cpu())
+        return dict(zip(self.artifact.sites, recorder.seen, strict=True))
+
+
+class _Integers(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: list[Tensor] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.target is QUANTIZE:
+            self.seen.append(value)
+        return value

@@ -164,3 +164,12 @@ def test_folder_that_is_a_file(integer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"cannot write .*model.onnx"):
         qat.export(integer, tmp_path / "file" / "model.onnx")
+
+
+def test_another_target_needs_the_same_grids(prepared, integer, tmp_path):
+    assert qat.export(integer, tmp_path / "model.onnx", target="onnxruntime_vnni").target.name == "onnxruntime_vnni"
+    signed = {"name": "mine", "activation_signed": True}
+    with pytest.raises(
+        ConfigError, match=r"trained for onnxruntime, whose grids mine does not compute on: activation_s"
+    ):
+        qat.export(integer, tmp_path / "model.onnx", target=signed)

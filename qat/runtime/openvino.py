@@ -1,0 +1,95 @@
+"""OpenVINO on the CPU: runs an IR, `.xml` beside `.bin`.
+
+Its low-precision transformations move the pairs of quantize and dequantize into the operators between them, and run
+those on u8 and i8. What is left in float is kept in float32: by default OpenVINO computes it in bfloat16 on CPUs that
+have it, which moves a tenth of a linear layer's outputs by a step.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import openvino
+import torch
+from torch import Tensor
+
+from qat.artifact import Artifact
+from qat.errors import ArtifactError
+from qat.runtime.base import Runtime
+
+METADATA = ["qat", "metadata"]  # where the IR keeps what it says about itself
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+
+
+class OpenVINORuntime(Runtime):
+    """A compiled model.
+
+    Args:
+        artifact: an `.xml` artefact.
+        threads: threads inside one operator; None leaves it to OpenVINO.
+
+    Raises:
+        ArtifactError: a file is missing, truncated, or holds what OpenVINO does not know.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        super().__init__(artifact)
+        self.name = f"openvino {openvino.__version__.partition('-')[0]}, CPU"
+        self._config = {**EXACT, **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
+        self.model = self._read()
+        if self.model.has_rt_info(METADATA):
+            self.metadata = json.loads(self.model.get_rt_info(METADATA).value)
+        self.compiled = self._compile(self.model)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """First output for `[N, ...]`."""
+        return self._run(self.compiled, x)[0]
+
+    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+        """The integers of every site, from a second model with them as further outputs; the file is untouched."""
+        model = self._read()
+        sites = set(self.artifact.sites)
+        model.add_outputs([n.output(0) for n in model.get_ops() if _is_quantizer(n) and n.get_friendly_name() in sites])
+        sources = [output.get_node().input_value(0).get_node() for output in model.outputs]
+        values = self._run(self._compile(model), x)
+        found = {
+            n.get_friendly_name(): self._integers(n, v)
+            for n, v in zip(sources, values, strict=True)
+            if _is_quantizer(n)
+        }
+        return {site: found[site] for site in self.artifact.sites if site in found}
+
+    def _integers(self, quantizer: openvino.Node, values: Tensor) -> Tensor:
+        """`values` of a FakeQuantize back on its grid: its lowest integer stands for the lower end of its output."""
+        levels = int(quantizer.get_attributes()["levels"])
+        low, high = (float(quantizer.input_value(i).get_node().data.item()) for i in (3, 4))
+        target = self.artifact.target
+        lowest = -(levels // 2) if target is not None and target.activation_signed else 0
+        return ((values - low) * ((levels - 1) / (high - low))).round().int() + lowest
+
+    def _read(self) -> openvino.Model:
+        try:
+            return openvino.Core().read_model(self.artifact.path)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _compile(self, model: openvino.Model) -> openvino.CompiledModel:
+        try:
+            return openvino.Core().compile_model(model, "CPU", self._config)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _run(self, compiled: openvino.CompiledModel, x: Tensor) -> list[Tensor]:
+        try:
+            found = compiled([np.ascontiguousarray(x.detach().cpu().numpy())])
+        except Exception as error:
+            raise ArtifactError(f"openvino failed on {self.artifact.path.name}: {error}") from error
+        return [torch.from_numpy(found[i].copy()) for i in range(len(compiled.outputs))]
+
+    def _refused(self, error: Exception) -> ArtifactError:
+        return ArtifactError(f"openvino {openvino.__version__} refuses {self.artifact.path.name}: {error}")
+
+
+def _is_quantizer(node: openvino.Node) -> bool:
+    return node.get_type_name() == "FakeQuantize"

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import qat
+from qat.errors import ArtifactError
+from qat.runtime import load
+from qat.verify import output_step
+
+pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+pytestmark = pytest.mark.runtime
+
+# As onnxruntime: integers are exact, the sums between them are float32; a value in the middle may fall to either side.
+FLIPS = 0.005
+
+
+def test_parity_on_blocks_of_known_nets(trained, pictures, tmp_path):
+    prepared = trained("openvino")
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.xml")
+    report = qat.verify(prepared, artifact, [pictures], layerwise=True)
+    assert report.stages[-1].name.startswith("openvino 20")
+    assert report.stages[-1].agreement >= 99.5
+    assert report.stages[-1].max_steps < 2.5
+    assert [layer.site for layer in report.layers] == list(artifact.sites)
+    assert max(layer.max_steps for layer in report.layers) <= 2
+    assert report.layers[0].off == 0  # the input: one rounding, no sum
+    assert all(layer.departed <= FLIPS for layer in report.layers)
+
+
+def test_any_batch_size_and_two_files(integer, images, tmp_path):
+    artifact = qat.export(integer, tmp_path / "model.xml", target="openvino")
+    assert [path.name for path in artifact.files] == ["model.xml", "model.bin"]
+    assert artifact.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    run = load(artifact, threads=1)
+    for batch in (1, 2, 7, 64):
+        x = images[:1].expand(batch, -1, -1, -1)
+        assert (run(x) - integer(x)).abs().max() <= 1.01 * output_step(integer)
+
+
+def test_the_graph_says_what_it_is(integer, tmp_path):
+    artifact = qat.export(integer, tmp_path / "model.xml", target="openvino", metadata={"data": "digits"})
+    about = load(artifact).metadata
+    assert (about["target"], about["recipe"], about["model"], about["data"]) == (
+        "openvino",
+        "w8a8",
+        "SmallNet",
+        "digits",
+    )
+    assert tuple(json.loads(about["sites"])) == artifact.sites
+
+
+def test_narrow_activations_are_clamped_too(small_net, images, tmp_path):
+    prepared = qat.prepare(small_net, images[:2], "w8a8", "openvino")
+    recipe = prepared.recipe
+    narrow = {**vars(recipe), "activation": type(recipe.activation)(**{**vars(recipe.activation), "bits": 4})}
+    prepared = qat.prepare(small_net, images[:2], qat.QuantRecipe(**{**narrow, "name": "w8a4"}), "openvino")
+    qat.calibrate(prepared, [images])
+    integer = qat.convert(prepared)
+    run = load(qat.export(integer, tmp_path / "model.xml"))
+    beyond = 3 * images
+    assert (run(beyond) - integer(beyond)).abs().max() < 1.5 * output_step(integer)
+
+
+def test_truncated_and_missing_files(integer, tmp_path):
+    artifact = qat.export(integer, tmp_path / "model.xml", target="openvino")
+    graph = artifact.path.read_bytes()
+    artifact.path.write_bytes(graph[:500])
+    with pytest.raises(ArtifactError, match=r"openvino .* refuses model.xml"):
+        load(artifact)
+    artifact.path.write_bytes(graph)
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"openvino .* refuses model.xml"):
+        load(artifact)
+
+
+def test_wrong_input_is_explained_in_the_runtimes_words(integer, tmp_path):
+    run = load(qat.export(integer, tmp_path / "model.xml", target="openvino"))
+    with pytest.raises(ArtifactError, match=r"(?s)openvino failed on model.xml: .*shape=\(1.4.8.8\)"):
+        run(torch.randn(1, 4, 8, 8))
