@@ -5,14 +5,26 @@ import math
 import pytest
 import torch
 
-from qat.observers import MinMax, MovingAverage, Observer
+from qat.observers import Histogram, MinMax, MovingAverage, Observer, Percentile
+from qat.spec import IntSpec
 
-OBSERVERS = [MinMax, lambda **k: MinMax(latest=True, **k), MovingAverage]
+GRID = IntSpec(bits=3, signed=False, scheme="affine")
+EXTREMES = {"min_max": MinMax, "latest": lambda **k: MinMax(latest=True, **k), "moving_average": MovingAverage}
+OBSERVERS = EXTREMES | {
+    "percentile": lambda **k: Percentile(percent=90.0, **k),
+    "histogram": lambda **k: Histogram(spec=GRID, **k),
+    "latest_histogram": lambda **k: Histogram(spec=GRID, latest=True, **k),
+}
 
 
-@pytest.fixture(params=OBSERVERS, ids=["min_max", "latest", "moving_average"])
+@pytest.fixture(params=OBSERVERS)
 def make(request):
-    return request.param
+    return OBSERVERS[request.param]
+
+
+@pytest.fixture(params=EXTREMES)
+def make_extremes(request):
+    return EXTREMES[request.param]
 
 
 def test_the_base_class_is_abstract():
@@ -26,9 +38,9 @@ def test_never_observed_is_an_empty_range(make):
         assert (observer.high == -math.inf).all()
 
 
-def test_one_tensor_is_its_own_range(make):
+def test_one_tensor_is_its_own_range(make_extremes):
     x = torch.randn(3, 4, 5)
-    observer = make()
+    observer = make_extremes()
     observer.observe(x)
     assert (observer.low, observer.high) == (x.min(), x.max())
 
@@ -68,10 +80,44 @@ def test_reset_forgets(make):
 
 
 def test_half_precision_is_observed_as_float32(make):
-    observer = make()
-    observer.observe(torch.tensor([-1.5, 2.0], dtype=torch.bfloat16))
+    observer, other = make(), make()
+    x = torch.tensor([-1.5, 2.0], dtype=torch.bfloat16)
+    observer.observe(x)
+    other.observe(x.float())
     assert observer.low.dtype is torch.float32
-    assert (observer.low, observer.high) == (-1.5, 2.0)
+    assert (observer.low, observer.high) == (other.low, other.high)
+
+
+def test_zeros_alone_are_a_range(make):
+    for observer in (make(), make(shape=(2,), axis=0)):
+        observer.observe(torch.zeros(2, 3))
+        assert (observer.low == 0).all()
+        assert (observer.high == 0).all()
+
+
+@pytest.mark.parametrize("value", [3.0, -2.5])
+def test_a_single_value_stays_in_its_range(make, value):
+    observer = make()
+    observer.observe(torch.tensor(value))
+    end = observer.high if value > 0 else observer.low
+    near = 0.01  # a histogram knows a value to half a bin
+    assert float(end) == pytest.approx(value, rel=near)
+    assert observer.low <= observer.high
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_inf_are_not_hidden(make, broken):
+    observer = make()
+    observer.observe(torch.tensor([*[1.0] * 99, broken]))
+    assert not torch.isfinite(torch.stack([observer.low, observer.high])).all()
+
+
+def test_the_same_batches_give_the_same_bits(make):
+    one, two = make(), make()
+    for x in torch.randn(3, 1000):
+        one.observe(x)
+        two.observe(x.clone())
+    assert (one.low, one.high) == (two.low, two.high)
 
 
 def test_state_is_saved_and_nothing_else_is_needed(make):
