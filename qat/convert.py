@@ -57,7 +57,15 @@ class OnGrid:
         return self.scale, self.zero_point, self.qmin, self.qmax, dtype
 
 
-Value = OnGrid | fx.Node
+@dataclass(frozen=True)
+class Pieces:
+    """Several values of one grid, of chunk, split or unbind: a node that yields them in float, and the grid."""
+
+    node: fx.Node
+    like: OnGrid
+
+
+Value = OnGrid | Pieces | fx.Node
 
 
 def convert(prepared: PreparedModel) -> fx.GraphModule:
@@ -129,6 +137,8 @@ class _Converter:
             case _ if role is Role.ARITHMETIC and (keep := spatial_mean(node)) is not None:
                 pooled = self._call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
                 self.values[node] = pooled if keep else self._call(torch.flatten, pooled, 1)
+            case _ if role is Role.MOVE and isinstance(pieces := self.values.get(node.all_input_nodes[0]), Pieces):
+                self.values[node] = self._requantize(self._copy(node), pieces.like, node)
             case _ if role is Role.SCALE and self._reads_grid(node):
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
                 self.values[node] = replace(source, scale=source.scale * cast(float, scale_factor(node)))
@@ -177,8 +187,8 @@ class _Converter:
         if node in self.constants:
             return self._constant(node)
         value = self.values[node]
-        if isinstance(value, fx.Node):
-            return value
+        if not isinstance(value, OnGrid):
+            return value.node if isinstance(value, Pieces) else value
         return self._call(OPS.dequantize_per_tensor.default, value.node, *value.grid)
 
     def _constant(self, node: fx.Node) -> Any:
@@ -199,8 +209,8 @@ class _Converter:
 
     def _requantize(self, value: fx.Node, like: OnGrid, original: fx.Node) -> Value:
         """Back onto the grid that it came from: exact, for an operator that only moves values."""
-        if original.target in (torch.chunk, torch.split, "chunk", "split"):
-            return value  # a tuple: its elements are read, and put on grids, one by one
+        if isinstance(original.meta.get("val"), list | tuple):
+            return Pieces(value, like)  # its elements are put on the grid one by one
         return self._on_grid(value, original, *like.grid[:4])
 
     def _on_grid(self, value: fx.Node, site: fx.Node, *grid: Any) -> OnGrid:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
 from qat.placement.tracer import SizedTracer, Tracer, takes_weights
@@ -24,6 +24,7 @@ from qat.placement.tracer import SizedTracer, Tracer, takes_weights
 OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
 
 
+CONSTANT = "constant_of_forward_"  # names of buffers
 AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # x += y
 
 
@@ -115,9 +116,29 @@ def _trace(model: nn.Module, constants: dict[str, Any], tracer: Tracer) -> fx.Gr
         raise
     except Exception as error:
         raise CaptureError(_where(model, error)) from error
+    _keep_tensors(graph, model)
     _drop_constants(graph, constants)
     _read_what_was_written(graph, dict(model.named_modules()))
     return graph
+
+
+def _keep_tensors(graph: fx.Graph, root: nn.Module) -> None:
+    """Tensors that forward made of nothing, which fx left as attributes, become buffers; equal ones the same."""
+    for node in graph.nodes:
+        value = root.__dict__.get(str(node.target)) if node.op == "get_attr" else None
+        if not isinstance(value, Tensor):
+            continue
+        kept = (name for name, b in root._buffers.items() if name.startswith(CONSTANT) and _same(b, value))
+        name = next(kept, f"{CONSTANT}{sum(n.startswith(CONSTANT) for n in root._buffers)}")
+        if name not in root._buffers:
+            root.register_buffer(name, value, persistent=False)
+        node.target = name
+    for name in [n for n, value in root.__dict__.items() if n.startswith("_tensor_constant")]:
+        delattr(root, name)
+
+
+def _same(a: Tensor | None, b: Tensor) -> bool:
+    return a is not None and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
 def _drop_constants(graph: fx.Graph, constants: Iterable[str]) -> None:

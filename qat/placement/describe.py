@@ -8,11 +8,12 @@ from torch import fx, nn
 
 from qat.functional.ste import IDENTITY, RELU, RELU6, Clamp
 from qat.placement.capture import Capture
+from qat.placement.overrides import Choices
 from qat.placement.patterns import Role, function_name, is_tensor, module_of
 from qat.placement.plan import Plan, PlannedOp
 from qat.placement.shapes import macs_per_example
 from qat.placement.sites import STAYS, Sites
-from qat.recipe import Numerics, QuantRecipe
+from qat.recipe import QuantRecipe
 from qat.target import Target
 
 FIXED_SIZE = (
@@ -29,7 +30,7 @@ def describe(
     excluded: Mapping[str, str],
     recipe: QuantRecipe,
     target: Target,
-    grids: Numerics,
+    choices: Choices,
 ) -> Plan:
     """The plan of the evaluation graph, before its layers are swapped."""
     fused = sites.fused
@@ -40,17 +41,19 @@ def describe(
         if node.op in ("placeholder", "get_attr"):
             if node in sites.points:
                 kind = "input" if node.op == "placeholder" else "parameter"
-                ops.append(PlannedOp(name=sites.names[node], kind=kind, integer=True, output=grids.activation.short))
+                name = sites.names[node]
+                output = choices.of_activation(name).spec.short
+                ops.append(PlannedOp(name=name, kind=kind, integer=True, output=output))
             continue
         if is_tensor(node):
-            ops.append(_operator(node, modules, sites, excluded, grids))
-    notes = (*grids.notes, *((FIXED_SIZE,) if captured.sized else ()))
-    spelled = (("weights", str(grids.weight)), ("activations", str(grids.activation)))
+            ops.append(_operator(node, modules, sites, excluded, choices))
+    notes = (*choices.notes, *((FIXED_SIZE,) if captured.sized else ()))
+    spelled = (("weights", str(choices.weight.spec)), ("activations", str(choices.activation.spec)))
     return Plan(model=model, recipe=recipe.name, target=target.name, ops=tuple(ops), grids=spelled, notes=notes)
 
 
 def _operator(
-    node: fx.Node, modules: Mapping[str, nn.Module], sites: Sites, excluded: Mapping[str, str], grids: Numerics
+    node: fx.Node, modules: Mapping[str, nn.Module], sites: Sites, excluded: Mapping[str, str], choices: Choices
 ) -> PlannedOp:
     name, role, module = sites.names[node], sites.roles[node], module_of(node, modules)
     tail = sites.tails.get(node)
@@ -67,8 +70,8 @@ def _operator(
         kind=kind_of(node, module),
         integer=integer,
         fused=tuple(parts),
-        weight=grids.weight.short if integer and role is Role.WEIGHTED else None,
-        output=grids.activation.short if point is not None else None,
+        weight=choices.of_weight(name).spec.short if integer and role is Role.WEIGHTED else None,
+        output=choices.of_activation(name).spec.short if point is not None else None,
         why="" if integer else _reason(name, role, excluded),
         macs=macs_per_example(node, module),
     )

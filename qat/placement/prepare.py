@@ -31,13 +31,14 @@ from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.observers import Observer
 from qat.placement.capture import capture
 from qat.placement.describe import describe
+from qat.placement.overrides import Choice, Choices, choose, writers
 from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rules import excluded
 from qat.placement.shapes import propagate_shapes, two_examples
 from qat.placement.sites import STAYS, Sites, find_sites, name_nodes
 from qat.quantizers import FakeQuantize
-from qat.recipe import Numerics, QuantRecipe, TensorRecipe, numerics
+from qat.recipe import QuantRecipe, TensorRecipe, numerics
 from qat.spec import Granularity, IntSpec
 from qat.target import Target
 
@@ -82,7 +83,8 @@ def prepare(
 
     Raises:
         CaptureError: the model cannot be traced, or rejects the inputs.
-        PlacementError: nothing to quantize, an exclude pattern that matches nothing, a model already prepared.
+        PlacementError: nothing to quantize, an exclude or override pattern that matches nothing, a model already
+            prepared.
         NumericsError: NaN or Inf in a parameter or buffer.
     """
     recipe, target = QuantRecipe.parse(recipe), Target.parse(target)
@@ -116,13 +118,14 @@ def prepare(
             f"nothing to quantize in {type(model).__name__}: no convolution, linear layer, addition or pooling is left "
             "after exclude; see plan names in the README, or drop an exclude pattern"
         )
-    plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, grids)
+    choices = choose(recipe, target, captured.eval, modules, sites[id(captured.eval)])
+    plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, choices)
     keywords = example_kwargs or {}
     inputs = [
         *args,
         *(keywords[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in keywords),
     ]
-    _Rewriter(root, modules, recipe, grids, [(g, sites[id(g)]) for g in graphs]).run()
+    _Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs]).run()
     return PreparedModel(
         root,
         {True: captured.train, False: captured.eval},
@@ -141,24 +144,25 @@ class _Rewriter:
         self,
         root: nn.Module,
         modules: dict[str, nn.Module],
-        recipe: QuantRecipe,
-        grids: Numerics,
+        choices: Choices,
         graphs: list[tuple[fx.Graph, Sites]],
     ) -> None:
-        self.root, self.modules, self.recipe, self.grids, self.graphs = root, modules, recipe, grids, graphs
+        self.root, self.modules, self.choices, self.graphs = root, modules, choices, graphs
         self.hosts = self._norms_that_host()
 
     def run(self) -> None:
         for graph, sites in self.graphs:
             for head, tail in sites.tails.items():
                 if sites.roles[head] is Role.WEIGHTED and head.op == "call_module":
-                    self._swap_weighted(head, tail.norm)
+                    self._swap_weighted(head, tail.norm, self.choices.of_weight(sites.names[head]))
                 elif sites.roles[head] is Role.WEIGHTED:
                     self._swap_function(head, sites)
             erase = []
             hosts = {node: _host(node, clamp, sites) for node, clamp in sites.points.items()}  # of the graph as it is
+            names = writers(sites)
             for node, clamp in sites.points.items():
-                erase += self._place(graph, sites, node, clamp, hosts[node])
+                choice = self.choices.of_activation(names[node])
+                erase += self._place(graph, sites, node, clamp, hosts[node], choice)
             for node in erase:
                 graph.erase_node(node)
             for head, tail in sites.tails.items():
@@ -183,18 +187,20 @@ class _Rewriter:
                 found.setdefault(target, set()).add(clamp)
         return {t: c for t, clamps in found.items() if len(clamps) == 1 for c in clamps if c is not None}
 
-    def _place(self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp, host: fx.Node) -> list[fx.Node]:
+    def _place(
+        self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp, host: fx.Node, choice: Choice
+    ) -> list[fx.Node]:
         """Put the quantizer behind `node`; returns the nodes that it makes superfluous."""
         absorbed = node if sites.roles[node] is Role.CLAMP and clamp != IDENTITY else None
         target = str(host.target)
         if host.op == "call_module" and self.hosts.get(target) == clamp and sites.roles[host] is Role.NORM:
-            self._swap_norm(target, clamp)
+            self._swap_norm(target, clamp, choice)
             quantized = host
         else:
             value = node.all_input_nodes[0] if absorbed else node
             name = self._quantizer_name(host, sites)
             if not isinstance(self.modules.get(name), FakeQuantize):
-                self._add(name, self._activation_quantizer())
+                self._add(name, self._build(choice))
             with graph.inserting_after(node):
                 kwargs: dict[str, Any] = {} if clamp == IDENTITY else {"activation": clamp}
                 quantized = graph.create_node("call_module", name, (value,), kwargs)
@@ -203,14 +209,14 @@ class _Rewriter:
             node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
         return [absorbed] if absorbed else []
 
-    def _swap_weighted(self, head: fx.Node, norm: fx.Node | None) -> None:
+    def _swap_weighted(self, head: fx.Node, norm: fx.Node | None, choice: Choice) -> None:
         name = str(head.target)
         layer = self.modules[name]
-        folds = norm is not None and self.grids.weight.granularity is Granularity.PER_TENSOR
+        folds = norm is not None and choice.spec.granularity is Granularity.PER_TENSOR
         if not isinstance(layer, FakeQuantWeight):
             channels = cast(Tensor, layer.weight).shape[0]
             self._require_free(f"{name}.weight_quantizer")
-            quantizer = self._build(self.recipe.weight, self.grids.weight, channels=channels)
+            quantizer = self._build(choice, channels=channels)
             eps = self.modules[str(norm.target)].eps if folds and norm is not None else None
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))]
             self._replace(name, swap.from_float(layer, quantizer, norm_eps=eps))
@@ -227,7 +233,7 @@ class _Rewriter:
         function, name = function_name(head), f"{sites.names[head]}_weighted"
         if name not in self.modules:
             channels = cast(fx.Node, weight_of(head)).meta["val"].shape[0]
-            quantizer = self._build(self.recipe.weight, self.grids.weight, channels=channels)
+            quantizer = self._build(self.choices.of_weight(sites.names[head]), channels=channels)
             self._add(name, FakeQuantFunction(function, quantizer))
         head.args = tuple(argument(head, i, key, default) for i, (key, default) in enumerate(ARGUMENTS[function]))
         head.op, head.target, head.kwargs = "call_module", name, {}
@@ -265,29 +271,26 @@ class _Rewriter:
         """Scales `[C]` of the weight 1 that a BatchNorm alone multiplies its input by: the last integer says it."""
         norm = cast(_FakeQuantBatchNorm, self.modules[str(head.target)])
         if "unit_scale" not in norm._buffers:
-            unit = torch.full((norm.num_features,), 1.0 / self.grids.weight.qmax, device=device_of(norm))
+            unit = torch.full((norm.num_features,), 1.0 / self.choices.weight.spec.qmax, device=device_of(norm))
             norm.register_buffer("unit_scale", unit, persistent=False)
         return graph.create_node("get_attr", f"{head.target}.unit_scale")
 
-    def _swap_norm(self, name: str, clamp: Clamp) -> None:
+    def _swap_norm(self, name: str, clamp: Clamp, choice: Choice) -> None:
         norm = self.modules[name]
         if not isinstance(norm, _FakeQuantBatchNorm):
             self._require_free(f"{name}.output_quantizer")
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(norm, cls))]
-            self._replace(name, swap.from_float(norm, clamp, self._activation_quantizer()))
+            self._replace(name, swap.from_float(norm, clamp, self._build(choice)))
 
-    def _activation_quantizer(self) -> FakeQuantize:
-        return self._build(self.recipe.activation, self.grids.activation)
-
-    def _build(self, recipe: TensorRecipe, spec: IntSpec, *, channels: int | None = None) -> FakeQuantize:
+    def _build(self, choice: Choice, *, channels: int | None = None) -> FakeQuantize:
         """A quantizer on the model's device and in its mode: it must not learn in a model that is in evaluation."""
-        quantizer = build_quantizer(recipe, spec, channels=channels)
+        quantizer = build_quantizer(choice.recipe, choice.spec, channels=channels)
         return quantizer.to(device_of(self.root)).train(self.root.training)
 
     def _quantizer_name(self, host: fx.Node, sites: Sites) -> str:
         """`fc.output_quantizer` below a module, `layer1.0.add_quantizer` beside functional code."""
         name = sites.names[host]
-        if host.op == "call_module":
+        if host.op == "call_module" and name.startswith(str(host.target)):  # not a function that became a module
             count = name.removeprefix(str(host.target))  # "_2" at the second call site
             return f"{host.target}.output_quantizer{count}"
         return f"{name}_quantizer"

@@ -89,6 +89,10 @@ def macs_per_example(node: fx.Node, module: nn.Module | None) -> int:
     elif module is None and function_name(node) in ("linear", "conv1d", "conv2d", "conv3d"):
         weight = weight_of(node)
         taps = math.prod(weight.meta["val"].shape[1:]) if weight is not None else 0
+    elif node.target is torch.einsum:
+        letters = str(node.args[0]).replace(" ", "").partition("->")[0].replace(",", "")
+        lengths = [n for operand in node.all_input_nodes for n in operand.meta["val"].shape]
+        return math.prod(dict(zip(letters, lengths, strict=False)).values()) // batch
     else:
         return 0
     return math.prod(value.shape) // batch * taps

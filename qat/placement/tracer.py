@@ -4,8 +4,8 @@
     SizedTracer   also runs each operator, on tensors without data: sizes are numbers, except those that depend on the
                   batch; branches on sizes are decided by the example, and the graph serves its size alone
 
-Both keep torch.nn layers whole, but `scaled_dot_product_attention` is opened into the products it is made of. The sized
-one also opens functions that are given weights (`torch.fx.wrap` closes them), so that their products can be quantized.
+Both keep torch.nn layers whole, but open `scaled_dot_product_attention` and `einsum` into matrix products. The sized
+one also opens functions that are given weights, which `torch.fx.wrap` closes, so that their products are quantized.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from qat.layers.attention import dot_product_attention
+from qat.layers.einsum import is_matrix_product, matrix_product
 
 WHOLE = frozenset({"StochasticDepth", "DropPath"})  # drop residual branches in training; nothing in evaluation
 FACTORIES = ("zeros", "ones", "empty", "full", "arange", "rand", "randn")  # torch.*: take sizes, but no tensor
+BATCH = 10007  # examples; a prime: sizes and counts that depend on the batch are its multiples, and stay in the graph
 NUMBERS = (bool, int, float, str, torch.dtype, torch.layout)
 
 
@@ -48,9 +49,11 @@ class Tracer(fx.Tracer):
         yield
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
-        """Record a call; attention is opened instead."""
+        """Record a call; attention and einsum are opened instead."""
         if kind == "call_function" and target is F.scaled_dot_product_attention:
             return dot_product_attention(*args, **kwargs)
+        if kind == "call_function" and target is torch.einsum and is_matrix_product(*args):
+            return matrix_product(*args)
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
 
@@ -97,21 +100,22 @@ class SizedTracer(Tracer):
 
     Args:
         leaf_modules: classes to keep whole.
-        inputs: by name of placeholder; dimensions of the first dimension's length at position 0 are the batch.
+        inputs: by name of placeholder; those whose first dimension is as long as the first tensor's have a batch.
     """
 
     def __init__(self, leaf_modules: tuple[type[nn.Module], ...], inputs: Mapping[str, Any]) -> None:
         super().__init__(leaf_modules)
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(duck_shape=False))
-        self.inputs = {name: self._fake(value) for name, value in inputs.items()}
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        batch = next((len(x) for x in inputs.values() if isinstance(x, Tensor) and x.ndim), None)
+        self.inputs = {name: self._fake(value, batch) for name, value in inputs.items()}
         self.running = False  # an operator computes its value: nothing is recorded
 
-    def _fake(self, value: Any) -> Any:
+    def _fake(self, value: Any, batch: int | None) -> Any:
         if not isinstance(value, Tensor):
             return value
-        sizes = [DimDynamic.DYNAMIC if i == 0 else DimDynamic.STATIC for i in range(value.ndim)]
-        context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=sizes)
-        return self.mode.from_tensor(value, symbolic_context=context)
+        has_batch = value.ndim > 0 and len(value) == batch
+        with self.mode:
+            return value.new_empty((BATCH, *value.shape[1:]) if has_batch else value.shape)
 
     def proxy(self, node: fx.Node) -> SizedProxy:
         """A proxy that knows its value."""
@@ -155,7 +159,7 @@ class SizedTracer(Tracer):
         if not isinstance(proxy, SizedProxy) or "val" in proxy.node.meta:
             return proxy
         value = self._value(proxy.node)
-        if kind in ("call_function", "call_method") and isinstance(value, NUMBERS):
+        if kind in ("call_function", "call_method") and isinstance(value, NUMBERS) and not of_batch(value):
             self.graph.erase_node(proxy.node)
             return value
         return proxy
@@ -176,13 +180,18 @@ class SizedTracer(Tracer):
         if node.op == "placeholder":
             return self.inputs.get(str(node.target))
         if node.op == "get_attr":
-            return self.mode.from_tensor(_attribute(self.root, str(node.target)), static_shapes=True)
+            return self.mode.from_tensor(_attribute(self.root, str(node.target)))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
         with self.mode:
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             called = self.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
             return called(*args, **kwargs)  # type: ignore[operator]
+
+
+def of_batch(value: Any) -> bool:
+    """Whether a number depends on the length of the batch."""
+    return isinstance(value, int) and value != 0 and value % BATCH == 0
 
 
 def takes_weights(target: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
