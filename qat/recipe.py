@@ -6,7 +6,7 @@ A recipe says what the user wants; the target (`target.py`) has the last word on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from qat.component import Component
@@ -42,6 +42,19 @@ class TensorRecipe:
         object.__setattr__(self, "quantizer", Component.parse(self.quantizer))
         IntSpec(bits=self.bits, scheme=self.scheme, granularity=self.granularity)
 
+    def changed(self, values: Mapping[str, Any], where: str) -> TensorRecipe:
+        """This recipe with other values; `where` they stand, for errors.
+
+        Raises:
+            ConfigError: an unknown key, or a value outside its range.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"quant.{where} needs a mapping such as {{bits: 4}}, got {values!r}")
+        return replace(self, **_known(where, values))
+
+
+TENSORS = ("weight", "activation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantRecipe:
@@ -52,6 +65,11 @@ class QuantRecipe:
         weight: weights of convolutions and linear layers.
         activation: everything that flows between operators.
         exclude: glob patterns of modules (or operators, as the plan names them) that stay in float.
+        override: by glob pattern, other values for the weights of these operators and for what they put out:
+            `{"layer1.*": {"weight": {"bits": 4}, "activation": {"bits": 6}}}`; of two that match, the later wins.
+        first_last_bits: width of weights, inputs and logits of the first and last layers; None for no exception.
+        sum_bits: width of values that no product reads (they go into sums, concatenations and pooling); None for the
+            width of all others.
 
     Raises:
         ConfigError: for values outside their range; unknown keys, when parsed.
@@ -61,14 +79,29 @@ class QuantRecipe:
     weight: TensorRecipe
     activation: TensorRecipe
     exclude: tuple[str, ...] = ()
+    override: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    first_last_bits: int | None = None
+    sum_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Validate what spans both tensors."""
         object.__setattr__(self, "exclude", tuple(self.exclude))
+        for pattern, change in self.override.items():
+            if not isinstance(change, Mapping) or not change or set(change) - set(TENSORS):
+                raise ConfigError(f"override[{pattern!r}] needs a mapping of weight or activation, got {change!r}")
+            for which in change:
+                self.tensor(which).changed(change[which], f"override[{pattern!r}].{which}")
+        for bits in (self.first_last_bits, self.sum_bits):
+            if bits is not None:
+                IntSpec(bits=bits)
         if self.activation.granularity is not Granularity.PER_TENSOR:
             raise ConfigError(
                 "activation.granularity must be per_tensor: integer runtimes take one scale per activation"
             )
+
+    def tensor(self, which: str) -> TensorRecipe:
+        """The recipe for `weight` or `activation`."""
+        return self.weight if which == "weight" else self.activation
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | QuantRecipe) -> QuantRecipe:
@@ -83,7 +116,7 @@ class QuantRecipe:
             value = load_preset("quant", value)
         known = [f.name for f in fields(cls)]
         data = dict(value)
-        for key in ("weight", "activation"):
+        for key in TENSORS:
             if not isinstance(data.get(key), TensorRecipe):
                 data[key] = _tensor_recipe(key, data.get(key) or {})
         for key in data:
@@ -95,17 +128,25 @@ class QuantRecipe:
 
 
 def _tensor_recipe(which: str, value: Mapping[str, Any]) -> TensorRecipe:
-    known = [f.name for f in fields(TensorRecipe)]
-    for key in value:
-        if key not in known:
-            raise ConfigError(unknown_name(f"key of quant.{which}", str(key), known))
-    missing = [k for k in known if k != "narrow" and k not in value]
+    missing = [f.name for f in fields(TensorRecipe) if f.name not in {"narrow", *value}]
+    data = _known(which, value)
     if missing:
         raise ConfigError(f"quant.{which} lacks {', '.join(missing)}; start from the recipe w8a8 and change a value")
-    data = dict(value)
-    data["scheme"] = IntSpec(scheme=data["scheme"]).scheme
-    data["granularity"] = IntSpec(granularity=data["granularity"]).granularity
     return TensorRecipe(**data)
+
+
+def _known(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for fields of `TensorRecipe`, names of enum members turned into members."""
+    known = [f.name for f in fields(TensorRecipe)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(unknown_name(f"key of quant.{where}", str(key), known))
+    data = dict(values)
+    if "scheme" in data:
+        data["scheme"] = IntSpec(scheme=data["scheme"]).scheme
+    if "granularity" in data:
+        data["granularity"] = IntSpec(granularity=data["granularity"]).granularity
+    return data
 
 
 @dataclass(frozen=True, kw_only=True)

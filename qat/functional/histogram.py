@@ -13,6 +13,7 @@ arXiv:1806.08342, section 2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,20 +108,30 @@ def best_range(counts: Tensor, reach: Tensor, low: Tensor, high: Tensor, spec: I
 
     if spec.scheme is Scheme.SYMMETRIC:
         size = torch.maximum(low.abs(), high.abs())
-        size = size * _search(lambda t: error(-t * size, t * size), size)
+        size = size * _search(lambda t: error(-t * size, t * size), torch.ones_like(size))
         return torch.maximum(low, -size), torch.minimum(high, size)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    t_low = t_high = _search(lambda t: error(t * low, t * high), low)
+    t_low = t_high = _search(lambda t: error(t * low, t * high), torch.ones_like(low))
     for _ in range(2):  # the best zero point moves with either end
-        t_high = _search(lambda t, fixed=t_low: error(fixed * low, t * high), low, t_high)
-        t_low = _search(lambda t, fixed=t_high: error(t * low, fixed * high), low, t_low)
+        t_high = _search(partial(_high_alone, error, low, high, t_low), t_high)
+        t_low = _search(partial(_low_alone, error, low, high, t_high), t_low)
     return t_low * low, t_high * high
 
 
-def _search(error: Callable[[Tensor], Tensor], like: Tensor, best: Tensor | None = None) -> Tensor:
-    """The fraction t in (0, 1] of least error, elementwise; `best` is where another search ended."""
-    best = torch.ones_like(like) if best is None else best
-    least = error(best)
+Error = Callable[[Tensor, Tensor], Tensor]
+
+
+def _high_alone(error: Error, low: Tensor, high: Tensor, t_low: Tensor, t: Tensor) -> Tensor:
+    return error(t_low * low, t * high)
+
+
+def _low_alone(error: Error, low: Tensor, high: Tensor, t_high: Tensor, t: Tensor) -> Tensor:
+    return error(t * low, t_high * high)
+
+
+def _search(error: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """The fraction t in (0, 1] of least error, elementwise; `start` when no other is better."""
+    best, least = start, error(start)
 
     def consider(t: Tensor) -> None:
         nonlocal best, least
@@ -128,7 +139,7 @@ def _search(error: Callable[[Tensor], Tensor], like: Tensor, best: Tensor | None
         best, least = torch.where(e < least, t, best), torch.minimum(e, least)
 
     for step in range(COARSE, 0, -1):
-        consider(torch.full_like(like, step / COARSE))
+        consider(torch.full_like(start, step / COARSE))
     middle = best
     for step in (s for s in range(-FINE + 1, FINE) if s):
         consider((middle + step / (FINE * COARSE)).clamp(1 / COARSE / FINE, 1.0))
