@@ -59,6 +59,8 @@ class Component:
         module, _, name = self.path.rpartition(".")
         try:
             return getattr(importlib.import_module(module), name)
+        except ConfigError:  # of ours, about an extra that is not installed
+            raise
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(
                 f"_target_ {self.path!r} cannot be imported: {error}. Name a public class as package.module.Name"

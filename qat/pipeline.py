@@ -27,13 +27,20 @@ from qat.artifact import Artifact
 from qat.data import ImageData
 from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
-from qat.models import load_float
+from qat.models import ModelSource, head_of, load_float
 from qat.placement.prepared import PreparedModel
 from qat.report.card import card
 from qat.runtime import load
 from qat.runtime.latency import interleaved
 from qat.settings import build, plain
-from qat.training import Classifier, QuantizationAwareTraining, SeedEveryEpoch, cached_baseline
+from qat.training import (
+    Classifier,
+    FrozenBackbone,
+    QuantizationAwareTraining,
+    SeedEveryEpoch,
+    cached_baseline,
+    require_classifier,
+)
 from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
@@ -64,6 +71,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock("total"):
         recipe, target = qat.QuantRecipe.parse(plain(cfg, "quant")), qat.Target.parse(plain(cfg, "target"))
         callback = _callback(cfg, recipe, target)
+        source = _source(cfg)
+        cfg = _with_preprocessing(cfg, source)
         tolerance = _tolerance(cfg)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -72,7 +81,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             data: ImageData = build(cfg, "data")
             data.setup()
         with clock("float"):
-            baseline = _float_baseline(cfg, data)
+            baseline = _float_baseline(cfg, source, data)
             top1 = {"float": _top1(cfg, baseline, data)}
         log.info("float top-1 %.2f %%", top1["float"])
 
@@ -127,31 +136,81 @@ def _quiet() -> None:
 # stages
 
 
-def _float_baseline(cfg: DictConfig, data: ImageData) -> Classifier:
-    given = plain(cfg, "model")
-    given_classes = given.get("num_classes")
-    model = build(cfg.copy(), "model") if given_classes else _with_classes(cfg, data.num_classes)
+def _source(cfg: DictConfig) -> ModelSource:
+    source = ModelSource.parse(plain(cfg, "model"))
+    start = source.weights or cfg.init_from
+    if source.weights and cfg.init_from is not None:
+        raise ConfigError(
+            f"init_from={cfg.init_from} and model.weights={source.weights} are two places to start from; give one"
+        )
+    if cfg.init_reset_head and not start:
+        raise ConfigError("init_reset_head=true needs weights to start from: model.weights=NAME or init_from=FILE")
+    if cfg.float.freeze_backbone and not cfg.init_reset_head:
+        raise ConfigError(
+            "float.freeze_backbone=true trains a new head on weights that stay; it needs init_reset_head=true, and "
+            "model.weights=NAME or init_from=FILE"
+        )
+    return source
+
+
+def _with_preprocessing(cfg: DictConfig, source: ModelSource) -> DictConfig:
+    """The config, with what the data leave open (null) as it was when the published weights were evaluated."""
+    published = source.preprocessing()
+    if published is None:
+        return cfg
+    cfg = cfg.copy()
+    if cfg.data.get("image_size") is not None:
+        published = published.at(cfg.data.image_size)
+    for key, value in published.options().items():
+        given = plain(cfg, f"data.{key}") if key in cfg.data else value
+        if given is None:
+            cfg.data[key] = value
+        elif given != value:
+            log.warning("data.%s is %s, and the weights %s were evaluated with %s", key, given, source.weights, value)
+    return cfg
+
+
+def _float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Classifier:
+    """The float model to quantize: as it was loaded, or trained here (a whole model, or a new head), or cached."""
+    classes = source.num_classes or data.num_classes
+    section = source.section(classes, reset_head=cfg.init_reset_head)
+    model: nn.Module = _model(cfg, section)
+    head: tuple[str, ...] = ()
+    if cfg.init_reset_head:
+        head = head_of(lambda n: _model(cfg, source.section(n, fresh=True)), classes)
+    images = torch.cat([images for images, _ in islice(data.calibration_dataloader(), 2)])[:2]
+    way_out = (
+        "Leave model.num_classes out, and it is taken from the data"
+        if source.takes_classes
+        else f"Give {source.path} a parameter num_classes, which is then set from the data"
+    )
+    require_classifier(model, images, data.num_classes, way_out)
     module = _classifier(cfg, "float", model, data)
+    start = {"weights": source.weights, "reset_head": bool(cfg.init_reset_head)}
     if cfg.init_from is not None:
-        loaded = load_float(model, cfg.init_from, rename=plain(cfg, "init_rename"), strict=cfg.init_strict)
+        loaded = load_float(model, cfg.init_from, rename=plain(cfg, "init_rename"), strict=cfg.init_strict, head=head)
         log.info("%s", loaded)
+        start["sha256"] = loaded.sha256
+    if (cfg.init_from is not None or source.weights) and not head:
         return module
     produced_by = {
-        **{section: plain(cfg, section) for section in ("model", "data", "float", "seed")},
+        **{key: plain(cfg, key) for key in ("data", "float", "seed")},
+        "model": section,
+        "start": start,
         "precision": plain(cfg, "trainer.precision"),
         "versions": {k: v for k, v in machine.versions().items() if k in ("qat", "torch", "torchvision")},
     }
     name = f"{type(model).__name__.lower()}-{type(data).__name__.lower()}"
+    frozen = [FrozenBackbone(head)] if cfg.float.freeze_backbone else []
     cached_baseline(
-        model, produced_by, cfg.cache_dir, name, lambda: _fit(cfg, "float", module, data, Path(cfg.run_dir))
+        model, produced_by, cfg.cache_dir, name, lambda: _fit(cfg, "float", module, data, Path(cfg.run_dir), *frozen)
     )
     return module
 
 
-def _with_classes(cfg: DictConfig, num_classes: int) -> nn.Module:
+def _model(cfg: DictConfig, section: dict[str, Any]) -> nn.Module:
     cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    cfg.model.num_classes = num_classes
+    cfg.model = section
     return build(cfg, "model")
 
 
@@ -237,7 +296,8 @@ def _export(
     with clock("convert"):
         integer = qat.convert(prepared)
     with clock("export"):
-        artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}") for suffix in (".onnx", ".pt2")}
+        suffixes = dict.fromkeys((".onnx", ".pt2", target.artifact))
+        artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}") for suffix in suffixes}
         float_file = qat.export(baseline.cpu().eval(), folder / f"float{target.artifact}", (example,))
     return artifacts, float_file
 

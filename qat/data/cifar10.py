@@ -16,7 +16,7 @@ from qat.data.augmentation import Augmentation
 from qat.data.base import ImageData, Splits
 from qat.data.checks import member
 from qat.data.images import ImageBatches, InMemory, input_shape
-from qat.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from qat.data.normalization import Normalization
 from qat.errors import DataError
 
 
@@ -30,8 +30,8 @@ class Cifar10(ImageData):
         num_workers: Leave at 0: a batch costs less than its way between processes.
         seed: Order and augmentation of training images.
         augmentation: "none", "crop" (4 pixels of padding) or "crop_flip".
-        mean: Of each channel, in 0 .. 1. The default is ImageNet's, because published CIFAR checkpoints use it.
-        std: Of each channel, in 0 .. 1.
+        mean: Of each channel, in 0 .. 1. None is ImageNet's, because published CIFAR checkpoints use it.
+        std: Of each channel, in 0 .. 1; None is ImageNet's.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Cifar10(ImageData):
         num_workers: int = 0,
         seed: int = 0,
         augmentation: str = Augmentation.CROP_FLIP,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.root = Path(root).expanduser()
         self.download = download
         self.augmentation = member(Augmentation, "augmentation", augmentation)
-        self.normalization = Normalization(mean=mean, std=std)
+        self.normalization = Normalization.of(mean, std)
 
     def prepare_data(self) -> None:
         """Download in one process, before the others look."""

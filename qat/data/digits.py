@@ -37,8 +37,8 @@ class Digits(ImageData):
         split_seed: Which images are held out.
         image_size: Height and width that the 8 x 8 originals are interpolated to, bilinear.
         augmentation: "none" or "crop" (shifts by up to an eighth of the size); digits have no mirror images.
-        mean: Of each channel, in 0 .. 1.
-        std: Of each channel, in 0 .. 1.
+        mean: Of each channel, in 0 .. 1; None is that of the digits.
+        std: Of each channel, in 0 .. 1; None is that of the digits.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Digits(ImageData):
         split_seed: int = 0,
         image_size: int = 32,
         augmentation: str = Augmentation.NONE,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.split_seed = at_least("split_seed", split_seed, 0)
         self.image_size = at_least("image_size", image_size, 1)
         self.augmentation = member(Augmentation, "augmentation", augmentation)
-        self.normalization = Normalization(mean=mean, std=std)
+        self.normalization = Normalization.of(mean, std, usual=(MEAN, STD))
 
     def load(self) -> Splits:
         """Read, split and enlarge the digits."""

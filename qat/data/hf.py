@@ -11,21 +11,23 @@ Images are decoded when they are first asked for; small ones are kept as pixels,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from qat.data.augmentation import Augmentation
 from qat.data.base import ImageData, Splits
 from qat.data.checks import at_least, member
+from qat.data.evaluation import Interpolation, resize_and_crop
 from qat.data.images import ImageBatches, decoding, input_shape, rgb
-from qat.data.normalization import CHANNELS, IMAGENET_MEAN, IMAGENET_STD, Normalization
+from qat.data.normalization import CHANNELS, Normalization
 from qat.errors import ConfigError, DataError
 
 try:
@@ -111,16 +113,24 @@ class RowReader:
         table: The split.
         column: Its images.
         size: Height and width of every image.
-        resize: Bring images to `size`, which is square: shorter side to it, then the centre. Else they must have it.
+        resize: Brings images to `size`; None takes those that have it.
         keep: Decode every image once only and keep it, as uint8 pixels.
     """
 
-    def __init__(self, table: Table, column: str, *, size: tuple[int, int], resize: bool, keep: bool) -> None:
+    def __init__(
+        self,
+        table: Table,
+        column: str,
+        *,
+        size: tuple[int, int],
+        resize: Callable[[Image.Image], Tensor] | None,
+        keep: bool,
+    ) -> None:
         self._table = table
         self._column = column
         self._cells = table.encoded(column)
         self._size = size
-        self._transform = v2.Compose([*([v2.Resize(size[0]), v2.CenterCrop(size)] if resize else []), v2.PILToTensor()])
+        self._transform = resize or v2.PILToTensor()
         self._known = np.zeros(len(table.rows), dtype=bool)
         self._kept = torch.empty((len(table.rows) if keep else 0, CHANNELS, *size), dtype=torch.uint8)
 
@@ -164,9 +174,11 @@ class HuggingFaceData(ImageData):
         num_workers: Processes that decode; with workers nothing is kept between epochs.
         seed: Order and augmentation of training images.
         image_size: Height and width that images are resized and cut to; None is their own, which must be one.
+        resize_size: Shorter side before the centre is cut out; None is `image_size`.
+        interpolation: Of resizing: "nearest", "bilinear" or "bicubic"; None is bilinear.
         augmentation: "none", "crop" (an eighth of the size as padding) or "crop_flip".
-        mean: Of each channel, in 0 .. 1.
-        std: Of each channel, in 0 .. 1.
+        mean: Of each channel, in 0 .. 1; None is ImageNet's.
+        std: Of each channel, in 0 .. 1; None is ImageNet's.
         keep_mb: Decoded images are kept in memory if all of them need no more than this; 0 never keeps them.
         cache_dir: Where the `datasets` package keeps its files; None is its own choice.
     """
@@ -184,9 +196,11 @@ class HuggingFaceData(ImageData):
         num_workers: int = 0,
         seed: int = 0,
         image_size: int | None = None,
+        resize_size: int | None = None,
+        interpolation: str | None = None,
         augmentation: str = Augmentation.CROP_FLIP,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         keep_mb: int = 1024,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -198,8 +212,15 @@ class HuggingFaceData(ImageData):
         self.image_column = image_column
         self.label_column = label_column
         self.image_size = None if image_size is None else at_least("image_size", image_size, 1)
+        self.interpolation = member(Interpolation, "interpolation", interpolation or Interpolation.BILINEAR)
+        if self.image_size is None and resize_size is not None:
+            raise ConfigError(f"data.resize_size={resize_size} has no effect without data.image_size; give both")
+        self._resize: Callable[[Image.Image], Tensor] | None = None
+        if self.image_size is not None:
+            shorter = self.image_size if resize_size is None else at_least("resize_size", resize_size, 1)
+            self._resize = resize_and_crop(self.image_size, shorter, self.interpolation)
         self.augmentation = member(Augmentation, "augmentation", augmentation)
-        self.normalization = Normalization(mean=mean, std=std)
+        self.normalization = Normalization.of(mean, std)
         self.keep_mb = at_least("keep_mb", keep_mb, 0)
         self.cache_dir = None if cache_dir is None else str(Path(cache_dir).expanduser())
 
@@ -217,9 +238,7 @@ class HuggingFaceData(ImageData):
         needed = (len(train.rows) + len(val.rows)) * CHANNELS * height * width
         # each worker would keep a copy of its own
         keep = self.num_workers == 0 and needed <= self.keep_mb * 2**20
-        readers = [
-            RowReader(table, image, size=size, resize=self.image_size is not None, keep=keep) for table in (train, val)
-        ]
+        readers = [RowReader(table, image, size=size, resize=self._resize, keep=keep) for table in (train, val)]
         return Splits(
             train=ImageBatches(
                 readers[0], labels, normalization=self.normalization, augment=self.augmentation, seed=self.seed

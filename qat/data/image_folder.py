@@ -16,11 +16,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from qat.data.base import ImageData, Splits
-from qat.data.checks import at_least
+from qat.data.checks import at_least, member
+from qat.data.evaluation import Interpolation, resize_and_crop
 from qat.data.images import ImageBatches, decoding, input_shape, rgb
-from qat.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
-from qat.errors import ConfigError, DataError
+from qat.data.normalization import Normalization
+from qat.errors import DataError
 
+IMAGE_SIZE = 224  # ImageNet's
 LISTED = 5  # names of an error message
 
 
@@ -53,11 +55,12 @@ class ImageFolderData(ImageData):
         batch_size: Images in a batch.
         num_workers: Processes that decode; as many as there are cores to spare.
         seed: Order and augmentation of training images.
-        image_size: Height and width of what the model sees.
+        image_size: Height and width of what the model sees; None is 224.
         resize_size: Shorter side before the centre is cut out for evaluation; None is 8/7 of `image_size`, which is
             ImageNet's 256 for 224.
-        mean: Of each channel, in 0 .. 1.
-        std: Of each channel, in 0 .. 1.
+        interpolation: Of resizing: "nearest", "bilinear" or "bicubic"; None is bilinear.
+        mean: Of each channel, in 0 .. 1; None is ImageNet's.
+        std: Of each channel, in 0 .. 1; None is ImageNet's.
     """
 
     def __init__(
@@ -67,18 +70,20 @@ class ImageFolderData(ImageData):
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
-        image_size: int = 224,
+        image_size: int | None = None,
         resize_size: int | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        interpolation: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.root = Path(root).expanduser()
-        self.image_size = at_least("image_size", image_size, 1)
-        self.resize_size = round(image_size * 8 / 7) if resize_size is None else at_least("resize_size", resize_size, 1)
-        if self.resize_size < self.image_size:  # CenterCrop would pad with black
-            raise ConfigError(f"need data.resize_size >= data.image_size, got {resize_size} and {image_size}")
-        self.normalization = Normalization(mean=mean, std=std)
+        self.image_size = at_least("image_size", IMAGE_SIZE if image_size is None else image_size, 1)
+        usual = round(self.image_size * 8 / 7)
+        self.resize_size = usual if resize_size is None else at_least("resize_size", resize_size, 1)
+        self.interpolation = member(Interpolation, "interpolation", interpolation or Interpolation.BILINEAR)
+        self._evaluate = resize_and_crop(self.image_size, self.resize_size, self.interpolation)
+        self.normalization = Normalization.of(mean, std)
 
     def load(self) -> Splits:
         """List the files of both splits; none is decoded yet."""
@@ -92,13 +97,13 @@ class ImageFolderData(ImageData):
                 f"{_names(set(val.classes) - set(train.classes))}. Rename or remove them."
             )
         files, labels = [file for file, _ in train.samples], torch.tensor(train.targets, dtype=torch.int64)
-        evaluation = v2.Compose([v2.Resize(self.resize_size), v2.CenterCrop(self.image_size), v2.PILToTensor()])
-        training = v2.Compose([v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+        crop = v2.RandomResizedCrop(self.image_size, interpolation=self.interpolation.mode)
+        training = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
         return Splits(
             train=ImageBatches(FolderReader(files, training), labels, normalization=self.normalization, seed=self.seed),
-            calibration=ImageBatches(FolderReader(files, evaluation), labels, normalization=self.normalization),
+            calibration=ImageBatches(FolderReader(files, self._evaluate), labels, normalization=self.normalization),
             val=ImageBatches(
-                FolderReader([file for file, _ in val.samples], evaluation),
+                FolderReader([file for file, _ in val.samples], self._evaluate),
                 torch.tensor(val.targets, dtype=torch.int64),
                 normalization=self.normalization,
             ),

@@ -39,6 +39,17 @@ class Normalization:
         if not all(value > 0 for value in self.std):
             raise ConfigError(f"data.std must be > 0 in every channel, got {list(self.std)}")
 
+    @classmethod
+    def of(
+        cls,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        *,
+        usual: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
+    ) -> Normalization:
+        """As given; what is None is the usual one of the data set."""
+        return cls(mean=usual[0] if mean is None else mean, std=usual[1] if std is None else std)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels, uint8 [N, 3, H, W], as a contiguous float32 tensor of the same shape."""
         scale = torch.tensor([1 / (255 * std) for std in self.std]).view(1, CHANNELS, 1, 1)

@@ -8,7 +8,7 @@ loaded where present, and neither counted nor missed where absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class LoadReport:
         unexpected: The checkpoint's tensors that the model lacks.
         mismatched: Tensors of another shape, left as initialised.
         outside: The checkpoint's keys beside the stripped prefix: other parts of what was saved, not looked at.
+        head: The model's tensors that were left as initialised, as asked.
         cast: Float types that were cast to the model's, e.g. `float16`.
     """
 
@@ -51,6 +52,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
     outside: tuple[str, ...]
+    head: tuple[str, ...]
     cast: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -58,6 +60,7 @@ class LoadReport:
         notes = [self.kind]
         notes += [f"prefix {self.prefix!r} stripped"] if self.prefix else []
         notes += [f"renamed {old} -> {new or repr('')}" for old, new in self.renamed.items()]
+        notes += [f"new head {', '.join(self.head)}"] if self.head else []
         notes += [f"cast from {', '.join(self.cast)}"] if self.cast else []
         counts = {
             "missing": self.missing,
@@ -70,7 +73,12 @@ class LoadReport:
 
 
 def load_float(
-    model: nn.Module, path: str | Path, *, rename: Mapping[str, str] | None = None, strict: bool = True
+    model: nn.Module,
+    path: str | Path,
+    *,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = True,
+    head: Collection[str] = (),
 ) -> LoadReport:
     """Load a float checkpoint into `model`, in place; on any error the model is as it was.
 
@@ -84,20 +92,32 @@ def load_float(
             An empty new name drops them.
         strict: Whether every tensor must find its place. If not, tensors without a counterpart of the same shape are
             left as initialised and reported; a checkpoint that fits nothing is refused all the same.
+        head: Names of the model's tensors that stay as initialised whatever the checkpoint holds (`head_of`).
 
     Raises:
         CheckpointError: The file is missing, broken or refused, or it does not fit.
         NumericsError: A tensor to be loaded holds NaN or Inf.
         ConfigError: `rename` does not map names to names.
     """
+    return load_state(model, read_state(path), rename=rename, strict=strict, head=head)
+
+
+def load_state(
+    model: nn.Module,
+    state: StateFile,
+    *,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = True,
+    head: Collection[str] = (),
+) -> LoadReport:
+    """As `load_float`, from tensors that were read already."""
     renames = check_rename(rename)
-    state = read_state(path)
     # the state dict's tensors share memory with the model's
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     shapes, wanted = shapes_of(state.tensors), shapes_of(own)
     found = translate(shapes, wanted, renames)
     _check_rename_applies(state, found)
-    fit = Fit.of(state.path, type(model).__name__, shapes, wanted, found)
+    fit = Fit.of(state.path, type(model).__name__, shapes, wanted, found, head)
     if strict and (sentence := fit.other_classes()):
         raise CheckpointError(sentence)
     if not fit.matched:
@@ -122,6 +142,7 @@ def load_float(
         unexpected=fit.unexpected,
         mismatched=fit.mismatched,
         outside=found.outside,
+        head=tuple(key for key in own if key in head),
         cast=tuple(sorted({_dtype(value.dtype) for value, dtype in pairs.values() if value.dtype != dtype})),
     )
 

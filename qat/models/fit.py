@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,18 @@ class Fit:
     outside: Shapes
 
     @classmethod
-    def of(cls, path: Path, model: str, shapes: Shapes, wanted: Shapes, found: Translation) -> Fit:
-        """The fit under one translation; `shapes` goes by the checkpoint's own names."""
+    def of(
+        cls, path: Path, model: str, shapes: Shapes, wanted: Shapes, found: Translation, head: Collection[str] = ()
+    ) -> Fit:
+        """The fit under one translation; `shapes` goes by the checkpoint's own names.
+
+        Names of the model in `head` are to stay as initialised: on both sides as if they were not there.
+        """
         return cls(
             path=path,
             model=model,
-            given={new: shapes[key] for new, key in found.source.items()},
-            wanted=wanted,
+            given={new: shapes[key] for new, key in found.source.items() if new not in head},
+            wanted={key: shape for key, shape in wanted.items() if key not in head},
             outside={key: shapes[key] for key in found.outside},
         )
 
@@ -122,7 +127,8 @@ class Fit:
         return (
             f"checkpoint {self.path}: the head {heads} has {theirs} classes in the checkpoint and {ours} in the model "
             f"({listing(self._both(key) for key in self.mismatched)}); everything else fits. Build the model with "
-            f"num_classes={theirs}, or use {LOOSE}, which leaves the new head as initialised"
+            f"num_classes={theirs}, or use init_reset_head=true, which trains a new head, or {LOOSE}, which leaves the "
+            "new head as initialised"
         )
 
     def _both(self, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The zoo: float models by name, for Python; `conf/model/NAME.yaml` is the same list for the command line."""
+"""The zoo: float models by name, for Python; on the command line also `model=torchvision model.name=NAME`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,41 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import nn
-from torchvision.models import mobilenet_v2, resnet18
 
 from qat.errors import ConfigError, unknown_name
-from qat.models.resnet_cifar import resnet20
+from qat.models import torchvision
+from qat.models.resnet_cifar import resnet20, resnet32, resnet44, resnet56
 
-BUILDERS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"mobilenet_v2": mobilenet_v2, "resnet18": resnet18, "resnet20": resnet20}
+OWN: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}
 )
 
 
 def names() -> tuple[str, ...]:
-    """Names that `build` takes, sorted."""
-    return tuple(sorted(BUILDERS))
+    """Names that `build` takes, sorted: the CIFAR ResNets and every classifier of torchvision."""
+    return tuple(sorted({*OWN, *torchvision.NAMES}))
 
 
 def build(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """A freshly initialised float model, in train mode.
+    """A float model, in train mode; freshly initialised unless `weights` says otherwise.
 
     Args:
         name: One of `names()`.
         num_classes: Width of the head.
-        **options: Passed on to the builder, e.g. `width_mult=0.5` for mobilenet_v2.
+        **options: Passed on to the builder, e.g. `width_mult=0.5` for mobilenet_v2, `weights="IMAGENET1K_V1"`.
 
     Raises:
         ConfigError: An unknown name, no class, or an option that the builder does not take.
+        CheckpointError: Published weights that cannot be fetched or do not fit.
     """
-    if name not in BUILDERS:
-        raise ConfigError(unknown_name("model", name, BUILDERS))
+    if name not in names():
+        raise ConfigError(unknown_name("model", name, names()))
     if num_classes < 1:
         raise ConfigError(f"need num_classes >= 1, got {num_classes}")
+    if name not in OWN:
+        return torchvision.build(name, num_classes, **options)
     try:
-        return BUILDERS[name](num_classes=num_classes, **options)
+        return OWN[name](num_classes=num_classes, **options)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "none"
         raise ConfigError(f"model {name!r} does not take these options: {given} ({error})") from error

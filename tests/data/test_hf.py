@@ -100,6 +100,18 @@ def test_training_is_augmented_and_calibration_is_not(folder: Path):
     assert torch.equal(*(images_and_labels(data.calibration_dataloader())[0] for data in (augmented, plain)))
 
 
+def test_resize_then_centre(folder: Path, picture: Callable[..., Image.Image]):
+    data = ready(folder, image_size=8, resize_size=12, interpolation="bicubic", **PIXELS)
+    images, _ = images_and_labels(data.val_dataloader())
+    small = np.asarray(picture(100, (16, 16)).resize((12, 12), Image.Resampling.BICUBIC))
+    torch.testing.assert_close(images[0], torch.from_numpy(small[2:10, 2:10].copy()).permute(2, 0, 1) / 255)
+
+
+def test_resize_size_alone_has_no_effect(folder: Path):
+    with pytest.raises(ConfigError, match=r"data\.resize_size=12 has no effect without data\.image_size; give both"):
+        ready(folder, resize_size=12)
+
+
 def test_image_size_makes_one_size_of_many(tmp_path: Path, rows: Callable[..., dict[str, list[Any]]]):
     mixed = {key: a + b for (key, a), b in zip(rows(3).items(), rows(3, size=(30, 20)).values(), strict=True)}
     folder = write(tmp_path / "mixed", train=mixed, test=mixed)

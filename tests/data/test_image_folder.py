@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qat.data import ImageFolderData
+from qat.data import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, Normalization
 from qat.errors import ConfigError, DataError
 
 PIXELS = {"mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -38,8 +38,20 @@ def test_evaluation_resizes_and_takes_the_centre(image_root: Path):
     torch.testing.assert_close(images[1], centre)
 
 
+def test_interpolation(image_root: Path):
+    images, _ = next(iter(ready(image_root, resize_size=20, interpolation="bicubic", **PIXELS).val_dataloader()))
+    with Image.open(image_root / "val" / "cat" / "1.png") as image:
+        small = np.asarray(image.resize((26, 20), Image.Resampling.BICUBIC))
+    centre = torch.from_numpy(small[2:18, 5:21].copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(images[1], centre)
+    with pytest.raises(ConfigError, match=r"unknown data\.interpolation 'bicubik'\. Did you mean bicubic"):
+        ImageFolderData(root=image_root, interpolation="bicubik")
+
+
 def test_the_default_is_imagenets_proportion(image_root: Path):
-    assert ImageFolderData(root=image_root).resize_size == 256
+    data = ImageFolderData(root=image_root)
+    assert (data.image_size, data.resize_size, data.interpolation) == (224, 256, "bilinear")
+    assert data.normalization == Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert ImageFolderData(root=image_root, image_size=96).resize_size == 110
 
 

@@ -227,7 +227,8 @@ def test_head_of_another_class_count(path, model):
     torch.save(net(1000).state_dict(), path)
     message = (
         r"the head fc has 1000 classes in the checkpoint and 10 in the model \('fc\.weight' \[1000, 64\] in the file, "
-        r"\[10, 64\] in the model, .*num_classes=1000, or use init_strict=false .*leaves the new head as initialised"
+        r"\[10, 64\] in the model, .*num_classes=1000, or use "
+        r"init_reset_head=true, .*init_strict=false .*leaves the new head as initialised"
     )
     with pytest.raises(CheckpointError, match=message):
         load_float(model, path)

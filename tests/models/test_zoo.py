@@ -8,17 +8,20 @@ import torch
 from omegaconf import OmegaConf
 
 from qat.errors import ConfigError
-from qat.models import build, names
+from qat.models import build, names, torchvision
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
+DOORS = {"torchvision", "timm", "custom"}  # by model.name or model._target_, not models of their own
+OWN = ("resnet20", "resnet32", "resnet44", "resnet56")
 
 
 def shapes(model):
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
-def test_names_are_sorted():
-    assert names() == ("mobilenet_v2", "resnet18", "resnet20")
+def test_names_are_sorted_and_all_there():
+    assert list(names()) == sorted({*OWN, *torchvision.NAMES})
+    assert len(torchvision.NAMES) >= 80
 
 
 # published for 1,000 classes; the head's share is taken off and added again for 10
@@ -38,7 +41,7 @@ def test_build(name, parameters):
         assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONF.glob("*.yaml")} - DOORS))
 def test_config_entry_builds_the_same_model(name):
     cfg = OmegaConf.load(CONF / f"{name}.yaml")
     assert cfg.num_classes is None
@@ -48,7 +51,8 @@ def test_config_entry_builds_the_same_model(name):
 
 
 def test_every_config_entry_is_in_the_zoo():
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(names())
+    assert {path.stem for path in CONF.glob("*.yaml")} - DOORS <= set(names())
+    assert {path.stem for path in CONF.glob("*.yaml")} >= DOORS
 
 
 def test_options_reach_the_builder():
@@ -56,18 +60,17 @@ def test_options_reach_the_builder():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(
-        ConfigError, match=r"unknown model 'resnet21'.*Did you mean.*Known: mobilenet_v2, resnet18, res"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown model 'resnet21'. Did you mean .*resnet20 .*Known: alexnet, "):
         build("resnet21", 10)
 
 
-def test_unknown_option():
-    with pytest.raises(ConfigError, match=r"model 'resnet20' does not take these options: widht=2 "):
-        build("resnet20", 10, widht=2)
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+def test_unknown_option(name):
+    with pytest.raises(ConfigError, match=rf"model '{name}' does not take these options: widht=2 "):
+        build(name, 10, widht=2)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
 def test_no_class(name):
     with pytest.raises(ConfigError, match=r"need num_classes >= 1, got 0"):
         build(name, 0)
