@@ -14,7 +14,8 @@ PRESETS = [(group, name) for group in GROUPS for name in preset_names(group)]
 
 
 def test_names_that_the_readme_promises():
-    assert {"w8a8", "w4a8", "w8a8_per_tensor", "w8a8_symmetric"} <= set(preset_names("quant"))
+    below = {"w4a8", "w4a8_lsq", "w4a4_lsq", "w4a4_pact", "w4a4_dorefa", "w3a3_lsq", "w2a2_lsq"}
+    assert {"w8a8", "w8a8_per_tensor", "w8a8_symmetric"} | below <= set(preset_names("quant"))
     assert {"onnxruntime", "onnxruntime_vnni"} <= set(preset_names("target"))
 
 
@@ -40,7 +41,7 @@ def test_the_first_line_says_what_you_get(group, name):
 
 def test_a_variant_states_only_its_difference():
     base, variant = load_preset("quant", "w8a8"), load_preset("quant", "w4a8")
-    assert variant == {**base, "name": "w4a8", "weight": {**base["weight"], "bits": 4}}
+    assert variant == {**base, "name": "w4a8", "weight": {**base["weight"], "bits": 4}, "first_last_bits": 8}
 
 
 def test_unknown_names_list_the_known_ones():

@@ -31,6 +31,10 @@ def changed(**changes):
 @pytest.mark.parametrize("target", preset_names("target"))
 def test_every_recipe_gets_grids_on_every_target(name, target):
     recipe, place = QuantRecipe.parse(name), Target.parse(target)
+    if recipe.activation.bits < 8 and not place.narrow_activations:
+        with pytest.raises(ConfigError, match=f"target {target} stores activations of 8 bits"):
+            numerics(recipe, place)
+        return
     grids = numerics(recipe, place)
     assert grids.weight.bits == min(recipe.weight.bits, place.weight_bits)
     assert grids.activation.signed == place.activation_signed
@@ -60,6 +64,18 @@ def test_a_recipe_is_a_value():
         W8A8.name = "other"
 
 
+def test_a_change_is_a_recipe_with_other_values():
+    four = W8A8.weight.changed({"bits": 4, "granularity": "per_tensor"}, "override['fc'].weight")
+    assert four == dataclasses.replace(W8A8.weight, bits=4, granularity=Granularity.PER_TENSOR)
+    assert W8A8.tensor("weight") is W8A8.weight
+    assert W8A8.tensor("activation") is W8A8.activation
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names("quant") if not n.startswith("w8")])
+def test_recipes_below_8_bits_keep_the_first_and_last_layers(name):
+    assert QuantRecipe.parse(name).first_last_bits == 8
+
+
 def test_parsing_leaves_the_mapping_alone():
     mapping = changed()
     QuantRecipe.parse(mapping)
@@ -80,6 +96,22 @@ def test_parsing_leaves_the_mapping_alone():
         ({"activation__observer": {"_target_": "qat.observers.MinMax", "momentum": 1}}, r"takes no option momentum"),
         ({"weight": {"bits": 8}}, r"quant\.weight lacks scheme, granularity, observer, quantizer; start from"),
         ({"activation": None}, r"quant\.activation lacks bits, scheme"),
+        ({"first_last_bits": 9}, r"need 2 <= bits <= 8, got bits=9"),
+        ({"sum_bits": 1}, r"need 2 <= bits <= 8, got bits=1"),
+        ({"override": {"fc": {"weight": {"bits": 1}}}}, r"need 2 <= bits <= 8, got bits=1"),
+        (
+            {"override": {"fc": {"weight": {"bit": 4}}}},
+            r"key of quant\.override\['fc'\]\.weight 'bit'\. Did you mean bits",
+        ),
+        (
+            {"override": {"fc": {"weights": {"bits": 4}}}},
+            r"override\['fc'\] needs a mapping of weight or activation, got",
+        ),
+        (
+            {"override": {"fc": {"weight": 4}}},
+            r"quant\.override\['fc'\]\.weight needs a mapping such as {bits: 4}, got 4",
+        ),
+        ({"override": {"fc": 4}}, r"override\['fc'\] needs a mapping of weight or activation, got 4"),
     ],
 )
 def test_what_a_recipe_refuses(changes, message):
@@ -95,8 +127,8 @@ def test_a_recipe_needs_a_name():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown recipe 'w3a3'\..* Known: .*w8a8"):
-        QuantRecipe.parse("w3a3")
+    with pytest.raises(ConfigError, match=r"unknown recipe 'w5a5'\..* Known: .*w8a8"):
+        QuantRecipe.parse("w5a5")
 
 
 @pytest.mark.parametrize(
