@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
-PACKAGES = ("qat", "torch", "torchvision", "pytorch-lightning", "onnx", "onnxscript", "onnxruntime", "openvino")
+PACKAGES = ("qat", "torch", "torchvision", "pytorch-lightning", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
 
 
 def cpu() -> dict[str, object]:

@@ -14,7 +14,7 @@ from qat.errors import ConfigError, unknown_name
 from qat.presets import load_preset
 
 # runtime -> the file suffix of its artefacts
-RUNTIMES = {"onnxruntime": ".onnx", "torch": ".pt2", "openvino": ".xml"}
+RUNTIMES = {"onnxruntime": ".onnx", "torch": ".pt2", "openvino": ".xml", "executorch": ".pte"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Target:
         weight_bits: widest weight whose products this runtime adds up exactly.
         weight_bits_reason: why not wider; shown in plan and card.
         needs_vnni: whether an x86 CPU without VNNI saturates its sums.
+        float_bias: biases are stored in float, and the runtime rounds them to int32 itself.
 
     Raises:
         ConfigError: for an unknown key or runtime, a suffix that the runtime does not read, or weight bits outside 2-8.
@@ -47,6 +48,7 @@ class Target:
     weight_bits: int = 8
     weight_bits_reason: str = ""
     needs_vnni: bool = False
+    float_bias: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""

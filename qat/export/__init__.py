@@ -16,14 +16,18 @@ from torch import fx, nn
 
 from qat.artifact import Artifact, fingerprint
 from qat.errors import ConfigError
+from qat.export.bias import float_biases
 from qat.export.program import export_program
+from qat.export.xnnpack import for_xnnpack
 from qat.target import Target
 
 WRITERS = {
     ".onnx": "qat.export.onnx:write_onnx",
     ".pt2": "qat.export.pt2:write_pt2",
     ".xml": "qat.export.openvino:write_openvino",
+    ".pte": "qat.export.executorch:write_executorch",
 }
+MAX_BATCH = {".pte": 128}  # ExecuTorch wants a bound; it costs no memory, because the caller brings the buffers
 
 
 def export(
@@ -38,7 +42,7 @@ def export(
 
     Args:
         model: an integer model from `qat.convert`, or any float model in evaluation mode.
-        path: the file; `.onnx`, `.pt2` and `.xml` are known.
+        path: the file; `.onnx`, `.pt2`, `.xml` and `.pte` are known.
         example_inputs: needed for a float model; an integer model brings its own.
         target: another target than the one that the integer model was prepared for; their grids must agree.
         metadata: what the file shall say about itself besides model, recipe, target and fingerprint; text by key.
@@ -57,7 +61,18 @@ def export(
         raise ConfigError("export of a float model needs example_inputs=(tensor, ...)")
     about["metadata"] = {**_metadata(model, about), **(metadata or {})}
     write = _writer(path.suffix)
-    return replace(write(export_program(model, inputs), path, about), metadata=about["metadata"])
+    if "sites" in about:
+        model = _for_target(model, path.suffix, about["target"], inputs)
+    program = export_program(model, inputs, max_batch=MAX_BATCH.get(path.suffix))
+    return replace(write(program, path, about), metadata=about["metadata"])
+
+
+def _for_target(model: nn.Module, suffix: str, target: Target | None, inputs: tuple[Any, ...]) -> nn.Module:
+    """The integer model in the form that a runtime takes its operators in; computes the same."""
+    assert isinstance(model, fx.GraphModule)
+    if suffix == ".pte":
+        return for_xnnpack(float_biases(model), inputs)
+    return float_biases(model) if target is not None and target.float_bias and suffix == ".onnx" else model
 
 
 def _target(trained: Target | None, asked: str | Mapping[str, Any] | Target | None) -> Target | None:

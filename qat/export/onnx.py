@@ -6,6 +6,7 @@ What the stock exporter leaves to be done here:
     pooling to 1 x 1          becomes GlobalAveragePool, which runtimes run on integers, instead of ReduceMean
     shared constants          each QuantizeLinear and DequantizeLinear gets its own zero point: onnxruntime's rewrite
                               of signed weights on CPUs without VNNI refuses a shared one
+    narrow weights            are packed two to a byte (packing.py)
     names                     integers are called after the layer that makes them; the batch dimension is `batch`
     debris                    stack traces with paths of the exporting machine, a tenth of the file
 """
@@ -29,6 +30,8 @@ from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
+from qat.export.packing import OPSET as PACKED_OPSET
+from qat.export.packing import pack_weights
 from qat.export.program import input_names, output_names
 from qat.files import replacing
 from qat.target import Target
@@ -43,6 +46,8 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
     sites = tuple(about.get("sites", ()))
     model = _translate(program, target.opset if target else OPSET)
     _tidy(model, sites, path)
+    if target is not None and target.runtime == "onnxruntime" and target.opset >= PACKED_OPSET:
+        pack_weights(model)
     model.producer_name = "qat"
     model.metadata_props.update(about.get("metadata", {}))
     proto = ir.to_proto(model)

@@ -12,19 +12,26 @@ from torch.export import Dim, ExportedProgram
 from qat.errors import ExportError
 
 
-def export_program(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+def export_program(
+    model: nn.Module, example_inputs: tuple[Any, ...], *, max_batch: int | None = None
+) -> ExportedProgram:
     """An exported program on the CPU whose first dimension is free.
 
     Args:
         model: a model in evaluation mode; untouched.
         example_inputs: at least two examples each, `[N, ...]`: a batch of one would be taken for a constant.
+        max_batch: the largest batch, for a runtime that must know one.
 
     Raises:
         ExportError: torch.export cannot follow the model, or the batch size is baked into it.
     """
     model = copy.deepcopy(model).cpu().eval()
     inputs = tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in example_inputs)
-    shapes = tuple({0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None for x in inputs)
+    batch = Dim.DYNAMIC if max_batch is None else Dim("batch", max=max_batch)
+    if max_batch is not None:
+        # torch asks a convolution's batch whether it is below 16, and takes the answer for this one as a bound for all
+        inputs = tuple(x.repeat(16, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) and x.ndim else x for x in inputs)
+    shapes = tuple({0: batch} if isinstance(x, Tensor) and x.ndim else None for x in inputs)
     try:
         with torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)

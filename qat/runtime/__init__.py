@@ -15,8 +15,8 @@ from qat.runtime.onnxruntime import OnnxRuntime
 from qat.runtime.torch import TorchRuntime
 from qat.target import Target
 
-SUFFIXES = {".onnx": "onnxruntime", ".pt2": "torch", ".xml": "openvino"}
-EXTRAS = ("openvino",)  # packages that are not installed by default; the extra has the package's name
+SUFFIXES = {".onnx": "onnxruntime", ".pt2": "torch", ".xml": "openvino", ".pte": "executorch"}
+EXTRAS = ("openvino", "executorch")  # packages that are not installed by default; the extra has the package's name
 
 
 def load(artifact: Artifact, *, optimize: bool = True, threads: int | None = None) -> Runtime:
@@ -39,6 +39,8 @@ def load(artifact: Artifact, *, optimize: bool = True, threads: int | None = Non
             runtime = TorchRuntime(artifact)
         case "openvino":
             runtime = runtime_module("openvino").OpenVINORuntime(artifact, threads=threads)
+        case "executorch":
+            runtime = runtime_module("executorch").ExecuTorchRuntime(artifact)
     _require_same(artifact, runtime)
     return runtime
 

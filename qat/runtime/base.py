@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from qat.artifact import Artifact
+from qat.runtime.coverage import Coverage
 
 
 class Runtime(ABC):
@@ -33,6 +34,10 @@ class Runtime(ABC):
         Raises:
             ArtifactError: the runtime failed; its own words are in the message.
         """
+
+    def coverage(self) -> Coverage | None:
+        """What the runtime executes on integers, read back from it; None where it does not tell."""
+        return None
 
     def intermediates(self, x: Tensor) -> dict[str, Tensor]:
         """The integers of every site for inputs `[N, ...]`; empty where the runtime does not show them."""

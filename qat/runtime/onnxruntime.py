@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +15,7 @@ from torch import Tensor
 from qat.artifact import Artifact
 from qat.errors import ArtifactError
 from qat.runtime.base import Runtime
+from qat.runtime.coverage import Coverage, Executed, Kind
 
 ort.set_default_logger_severity(3)  # errors only: its warnings concern nodes that it rewrites itself
 
@@ -48,6 +51,29 @@ class OnnxRuntime(Runtime):
             raise ArtifactError(f"onnxruntime failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(value) for value in found]
 
+    def coverage(self) -> Coverage:
+        """The graph as onnxruntime rewrote it: an operator runs on integers when a quantized value reaches it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            _session(self.artifact.path.read_bytes(), self.artifact, True, None, optimized=path)
+            graph = onnx.load(path).graph
+        made_by: dict[str, str] = {}
+        on_integers: set[str] = set()
+        operators = []
+        for i, node in enumerate(graph.node):
+            name = node.name or f"{node.op_type}_{i}"
+            kind = Kind.FLOAT
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                kind = Kind.BORDER
+            elif any(value in on_integers for value in node.input):
+                kind = Kind.INTEGER
+            if kind is Kind.INTEGER or node.op_type == "QuantizeLinear":
+                on_integers.update(node.output)
+            sources = tuple(made_by[value] for value in node.input if value in made_by)
+            operators.append(Executed(name=name, op=node.op_type, kind=kind, inputs=sources))
+            made_by |= dict.fromkeys(node.output, name)
+        return Coverage(runtime=self.name, operators=tuple(operators))
+
     def intermediates(self, x: Tensor) -> dict[str, Tensor]:
         """The integers of every site, with optimizations off: fused operators do not show them."""
         return intermediate_integers(self.artifact, x)
@@ -72,8 +98,12 @@ def intermediate_integers(artifact: Artifact, x: Tensor) -> dict[str, Tensor]:
     return {name.removesuffix("_quantized"): torch.from_numpy(v) for name, v in zip(names, values, strict=True)}
 
 
-def _session(model: bytes, artifact: Artifact, optimize: bool, threads: int | None) -> ort.InferenceSession:
+def _session(
+    model: bytes, artifact: Artifact, optimize: bool, threads: int | None, optimized: Path | None = None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if threads is not None:

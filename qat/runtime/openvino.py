@@ -17,8 +17,10 @@ from torch import Tensor
 from qat.artifact import Artifact
 from qat.errors import ArtifactError
 from qat.runtime.base import Runtime
+from qat.runtime.coverage import Coverage, Executed, Kind
 
 METADATA = ["qat", "metadata"]  # where the IR keeps what it says about itself
+BORDERS = {"FakeQuantize", "Quantize", "Reorder", "Convert", "Reshape", "Transpose"}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 
 
@@ -59,6 +61,19 @@ class OpenVINORuntime(Runtime):
             if _is_quantizer(n)
         }
         return {site: found[site] for site in self.artifact.sites if site in found}
+
+    def coverage(self) -> Coverage:
+        """The executed graph with the precision of every node; constants and the model's ends left out."""
+        operators = []
+        for node in self.compiled.get_runtime_model().get_ordered_ops():
+            about = node.get_rt_info()
+            kind, precision = (str(about[key].astype(str)) for key in ("layerType", "runtimePrecision"))
+            if kind in ("Const", "Input", "Output"):
+                continue
+            sources = tuple(value.get_node().get_friendly_name() for value in node.input_values())
+            on = Kind.BORDER if kind in BORDERS else Kind.INTEGER if precision in ("u8", "i8") else Kind.FLOAT
+            operators.append(Executed(name=node.get_friendly_name(), op=kind, kind=on, inputs=sources))
+        return Coverage(runtime=self.name, operators=tuple(operators))
 
     def _integers(self, quantizer: openvino.Node, values: Tensor) -> Tensor:
         """`values` of a FakeQuantize back on its grid: its lowest integer stands for the lower end of its output."""

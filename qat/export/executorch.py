@@ -1,0 +1,75 @@
+"""`.pte`: an ExecuTorch program whose operators are handed to XNNPACK.
+
+What the file says about itself is a constant method beside `forward`, its text as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+from torch.export import ExportedProgram
+
+from qat.artifact import Artifact
+from qat.errors import ExportError
+from qat.export.program import input_names, output_names
+from qat.files import replacing
+
+METADATA = "qat_metadata"  # the constant method
+
+
+def write_executorch(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
+    """Lower to XNNPACK and save; `about` is what `convert` knows of the model."""
+    metadata = json.dumps(about.get("metadata", {})).encode()
+    try:
+        with _quiet():
+            lowered = to_edge_transform_and_lower(
+                program,
+                partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),  # it does not know quantized operators
+                constant_methods={METADATA: torch.tensor(list(metadata), dtype=torch.uint8)},
+            )
+            caller_brings_buffers = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+            backend = ExecutorchBackendConfig(
+                memory_planning_pass=caller_brings_buffers,
+                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),  # the default allows 15 examples
+            )
+            content = lowered.to_executorch(backend).buffer
+    except Exception as error:
+        raise ExportError(
+            f"ExecuTorch cannot write the model: {str(error).strip().splitlines()[0]}. Operators without a kernel are "
+            "those that XNNPACK did not take; exclude them, or choose target=onnxruntime"
+        ) from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Artifact(
+        path=path,
+        target=about.get("target"),
+        inputs=tuple(input_names(program)),
+        outputs=tuple(output_names(program)),
+        sites=tuple(about.get("sites", ())),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without ExecuTorch's line per pass, and the deprecations of what it calls in torch."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)

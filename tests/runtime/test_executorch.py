@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import qat
+from qat.errors import ArtifactError, ConfigError
+from qat.models import build
+from qat.runtime import load
+from qat.verify import output_step
+
+pytest.importorskip("executorch", reason="the extra `executorch` is not installed")
+pytestmark = [
+    pytest.mark.runtime,
+    # executorch 1.5, its own imports
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def test_one_delegate_call_on_blocks_of_known_nets_and_every_bit(trained, pictures, tmp_path):
+    prepared = trained("executorch")
+    integer = qat.convert(prepared)
+    artifact = qat.export(integer, tmp_path / "model.pte")
+    run = load(artifact)
+    assert run.metadata["target"] == "executorch"
+    coverage = run.coverage()
+    assert (coverage.delegates, coverage.in_float) == (1, ())
+    for batch in (1, 2, 7, 64):
+        x = pictures[:batch]
+        torch.testing.assert_close(run(x), integer(x), rtol=0, atol=1.01 * output_step(integer))
+    report = qat.verify(prepared, artifact, [pictures])
+    assert report.stages[-1].agreement >= 99.5
+    content = artifact.path.read_bytes()
+    artifact.path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match=r"executorch .* refuses model.pte"):
+        load(artifact)
+    with pytest.raises(ArtifactError, match=r"executorch .* failed on model.pte"):
+        run(torch.randn(129, 3, 16, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "resnet20"])
+def test_one_delegate_call_on_whole_models(name, tmp_path):
+    from qat.models import build
+
+    model = build(name, 10).eval()
+    x = torch.rand(8, 3, 32, 32) * 2 - 1
+    prepared = qat.prepare(model, x[:2], target="executorch")
+    qat.calibrate(prepared, [x])
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.pte")
+    coverage = load(artifact).coverage()
+    assert (coverage.delegates, coverage.in_float) == (1, ())
+
+
+def test_narrow_activations_are_refused_before_training(small_net, images):
+    recipe = qat.QuantRecipe.parse("w8a8")
+    narrow = {**vars(recipe), "activation": type(recipe.activation)(**{**vars(recipe.activation), "bits": 4})}
+    with pytest.raises(ConfigError, match="target executorch stores activations of 8 bits, and recipe w8a4 has 4"):
+        qat.prepare(small_net, images[:2], qat.QuantRecipe(**{**narrow, "name": "w8a4"}), "executorch")
