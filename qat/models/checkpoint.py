@@ -38,6 +38,7 @@ class LoadReport:
         mismatched: Tensors of another shape, left as initialised.
         outside: The checkpoint's keys beside the stripped prefix: other parts of what was saved, not looked at.
         head: The model's tensors that were left as initialised, as asked.
+        quantizers: The checkpoint's keys that belong to quantizers, which the model does not have.
         cast: Float types that were cast to the model's, e.g. `float16`.
     """
 
@@ -53,6 +54,7 @@ class LoadReport:
     mismatched: tuple[str, ...]
     outside: tuple[str, ...]
     head: tuple[str, ...]
+    quantizers: tuple[str, ...]
     cast: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -67,6 +69,7 @@ class LoadReport:
             "unexpected": self.unexpected,
             "of another shape": self.mismatched,
             "outside the model": self.outside,
+            "of quantizers left out": self.quantizers,
         }
         notes += [f"{len(names)} {what}" for what, names in counts.items() if names]
         return f"loaded {self.matched} of {self.total} tensors from {self.path.name} ({'; '.join(notes)})"
@@ -83,7 +86,9 @@ def load_float(
     """Load a float checkpoint into `model`, in place; on any error the model is as it was.
 
     Takes a plain state dict, a dict with `state_dict`, a Lightning checkpoint, or safetensors. `module.`, `model.`,
-    `net.` and `_orig_mod.` are stripped from the front, in any order, where that makes more tensors fit.
+    `net.` and `_orig_mod.` are stripped from the front, in any order, where that makes more tensors fit. Quantized
+    training, of this package or of torch.ao on `torchvision.models.quantization`, leaves float weights as well: they
+    are loaded, what belongs to its quantizers is left out and counted.
 
     Args:
         model: Receives the weights, on whatever device it is.
@@ -143,6 +148,7 @@ def load_state(
         mismatched=fit.mismatched,
         outside=found.outside,
         head=tuple(key for key in own if key in head),
+        quantizers=found.quantizers,
         cast=tuple(sorted({_dtype(value.dtype) for value, dtype in pairs.values() if value.dtype != dtype})),
     )
 

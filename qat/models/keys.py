@@ -1,7 +1,8 @@
-"""Names of tensors: from a checkpoint's to a model's, by stripping wrappers and renaming.
+"""Names of tensors: from a checkpoint's to a model's, by stripping wrappers, renaming and reading other spellings.
 
     key = PREFIX + rest         PREFIX: a chain of wrapper names, e.g. `model._orig_mod.`
     new = rename(rest)          the longest `old` whose components open `rest` becomes `new`
+    name = read(new)            as the model spells it (spelling.py); a float model has no use for quantizers
 
 Of all chains that occur, the one after which most tensors fit the model is taken, the shorter one of two equals;
 so a model whose own submodule is called `model` keeps it. Pure functions over names and shapes.
@@ -16,6 +17,7 @@ from difflib import get_close_matches
 from itertools import takewhile
 
 from qat.errors import ConfigError
+from qat.models.spelling import Spelling
 
 COMPILED = "_orig_mod"  # torch.compile; alone among the wrappers it may also stand in the middle of a key
 WRAPPERS = frozenset({"module", "model", "net", COMPILED})  # DataParallel, Lightning modules, Lightning modules
@@ -36,6 +38,7 @@ class Translation:
         prefix: The chain that was stripped, with its last dot; may be empty.
         source: The checkpoint's key by the name it has after stripping and renaming.
         outside: Keys without the prefix that the model does not know: other parts of what was saved.
+        quantizers: Keys of quantizers that the model does not have.
         clashes: Pairs of the checkpoint's keys that end up under one name.
         unused: Renames that match no key.
     """
@@ -43,6 +46,7 @@ class Translation:
     prefix: str
     source: Mapping[str, str]
     outside: tuple[str, ...]
+    quantizers: tuple[str, ...]
     clashes: tuple[tuple[str, str], ...]
     unused: tuple[str, ...]
 
@@ -137,14 +141,22 @@ def _translate(keys: Collection[str], prefix: str, wanted: Collection[str], rena
     source: dict[str, str] = {}
     clashes: list[tuple[str, str]] = []
     outside: list[str] = []
+    quantizers: list[str] = []
     used: set[str] = set()
+    renamed: dict[str, tuple[str, str | None]] = {}
     for key in sorted(keys, key=lambda key: not key.startswith(prefix)):  # those with the prefix come first
         rest = key.removeprefix(prefix)
         if not compiled:
             first, *others = rest.split(".")  # in front it belongs to the prefix
             rest = ".".join([first, *(part for part in others if part != COMPILED)])
         old = max((old for old in rename if _opens(old, rest)), key=len, default=None)
-        new = rest if old is None else _moved(rest, old, rename[old])
+        renamed[key] = (rest if old is None else _moved(rest, old, rename[old])), old
+    spelling = Spelling({name for name, _ in renamed.values()}, wanted)
+    for key, (name, old) in renamed.items():
+        new = spelling.read(name)
+        if new is None:
+            (quantizers if key.startswith(prefix) else outside).append(key)
+            continue
         if not key.startswith(prefix) and (new not in wanted or new in source):
             outside.append(key)
             continue
@@ -156,6 +168,7 @@ def _translate(keys: Collection[str], prefix: str, wanted: Collection[str], rena
         prefix=prefix,
         source=source,
         outside=tuple(outside),
+        quantizers=tuple(quantizers),
         clashes=tuple(clashes),
         unused=tuple(old for old in rename if old not in used),
     )
