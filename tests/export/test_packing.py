@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 import qat
+from qat.export import onnx as writer
 from qat.runtime import load
 
 TYPES = {TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
@@ -57,7 +58,7 @@ def test_onnxruntime_computes_the_same_on_the_same_integer_kernels(small_net, im
     qat.calibrate(prepared, [images])
     integer = qat.convert(prepared.eval())
     packed = qat.export(integer, tmp_path / "packed.onnx")
-    monkeypatch.setattr("qat.export.onnx.pack_weights", lambda model: 0)
+    monkeypatch.setattr(writer, "pack_weights", lambda model: 0)
     plain = qat.export(integer, tmp_path / "plain.onnx")
     assert set(weights(packed.path).values()) == {"int4"}
     assert set(weights(plain.path).values()) == {"int8"}
