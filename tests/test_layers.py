@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "presets": {"errors"},
     "target": {"errors", "presets"},
     "recipe": {"errors", "component", "presets", "spec", "target"},
+    "provenance": {"recipe", "target"},
     # what is on disk
     "files": {"errors"},
     "artifact": {"errors", "target"},
@@ -39,9 +40,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibrate": {"errors", "quantizers", "placement", "switches"},
     "compile": {"errors", "functional", "layers", "placement"},
     "convert": WORDS | NUMERICS | {"placement"},
+    "reestimate": {"errors", "placement", "switches", "calibrate"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
+    "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"artifact", "runtime"},
-    "training": WORDS | NUMERICS | VERBS | {"artifact", "files", "export", "verify"},
+    "training": WORDS | NUMERICS | VERBS | {"artifact", "files", "export", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
     "runtime": GRIDS | {"artifact", "target"},
