@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compile": {"errors", "functional", "layers", "placement"},
     "convert": WORDS | NUMERICS | {"placement"},
     "reestimate": {"errors", "placement", "switches", "calibrate"},
+    "bias_correction": {"errors", "layers", "placement", "switches", "calibrate"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"artifact", "runtime"},
