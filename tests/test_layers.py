@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": WORDS | NUMERICS | {"placement"},
     "reestimate": {"errors", "placement", "switches", "calibrate"},
     "bias_correction": {"errors", "layers", "placement", "switches", "calibrate"},
+    "adaround": NUMERICS | {"placement", "switches", "calibrate", "bias_correction"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"artifact", "runtime"},

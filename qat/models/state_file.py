@@ -46,12 +46,14 @@ class StateFile:
         kind: What it was, in words: `plain state dict`, `dict with state_dict`, `Lightning checkpoint`, `safetensors`.
         sha256: Of the file's bytes, in hexadecimal.
         tensors: Dense CPU tensors by name; at least one.
+        about: What the file says of quantized training, its entry `qat`; None where there is none.
     """
 
     path: Path
     kind: str
     sha256: str
     tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any] | None = None
 
 
 def read_state(path: str | Path) -> StateFile:
@@ -75,12 +77,21 @@ def read_state(path: str | Path) -> StateFile:
             file.seek(0)
             # a safetensors header is JSON behind eight bytes of length; no torch.save has a brace there
             if path.suffix == ".safetensors" or head[8:] == b"{":
-                content, kind = _read_safetensors(path, file), "safetensors"
+                whole = _read_safetensors(path, file)
+                content, kind = whole, "safetensors"
             else:
-                content, kind = _unwrap(_read_torch(path, file, head))
+                whole = _read_torch(path, file, head)
+                content, kind = _unwrap(whole)
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    return StateFile(path=path, kind=kind, sha256=sha256, tensors=_check_tensors(path, content))
+    about = whole.get("qat") if isinstance(whole, Mapping) else None
+    return StateFile(
+        path=path,
+        kind=kind,
+        sha256=sha256,
+        tensors=_check_tensors(path, content),
+        about=about if isinstance(about, Mapping) else None,
+    )
 
 
 def listing(items: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from qat.errors import ConfigError, ExportError, unknown_name
 from qat.export import WRITERS
 from qat.export import export as export_model
 from qat.placement import PreparedModel, prepare, quantizers
+from qat.provenance import KEY, differences, provenance
 from qat.recipe import QuantRecipe, numerics
 from qat.switches import freeze_batchnorm, observers
 from qat.target import Target
@@ -39,7 +40,7 @@ from qat.verify import verify as verify_artifact
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the entry "qat" in checkpoints
+LISTED = 5  # names of an error message
 COMPILE = (None, "regional")
 
 
@@ -162,6 +163,7 @@ class QuantizationAwareTraining(pl.Callback):
         self._phase = None
         if self.export_path is not None:
             require_writable(self.export_path)
+        self._look_before_loading(pl_module)
         if not candidate_networks(pl_module):
             self._prepare_after_configure_model(trainer, pl_module)
         else:
@@ -169,6 +171,7 @@ class QuantizationAwareTraining(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Calibrate, unless the ranges came with a checkpoint or from the caller."""
+        pl_module.__dict__.pop("on_load_checkpoint", None)  # the class's own again: what was to be loaded is loaded
         prepared = self.prepared(pl_module)
         _require_own_parameters(trainer, pl_module)
         for network in prepared.values():
@@ -231,18 +234,7 @@ class QuantizationAwareTraining(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say in the checkpoint what its quantizers are."""
-        checkpoint["qat"] = {"format": FORMAT, "recipe": self.recipe.name, "target": self.target.name}
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Refuse a checkpoint of another recipe or target: its ranges mean something else."""
-        about = checkpoint.get("qat")
-        if about and (about["recipe"], about["target"]) != (self.recipe.name, self.target.name):
-            raise ConfigError(
-                f"the checkpoint was trained with recipe {about['recipe']} for target {about['target']}, this run has "
-                f"{self.recipe.name} for {self.target.name}; resume with the same, or start from a float checkpoint"
-            )
+        checkpoint[KEY] = provenance(self.recipe, self.target)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export and verify, after the last checkpoint is written; in `fast_dev_run` nothing is left on disk."""
@@ -257,6 +249,28 @@ class QuantizationAwareTraining(pl.Callback):
             self._verify(trainer, pl_module, self.artifact)
 
     # how
+
+    def _look_before_loading(self, pl_module: pl.LightningModule) -> None:
+        """Look at a checkpoint before its tensors are copied: Lightning asks callbacks only afterwards."""
+        own = type(pl_module).on_load_checkpoint
+
+        def look(checkpoint: dict[str, Any]) -> None:
+            self._require_prepared_alike(pl_module, checkpoint)
+            own(pl_module, checkpoint)
+
+        pl_module.on_load_checkpoint = look  # type: ignore[method-assign]
+
+    def _require_prepared_alike(self, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        about = checkpoint.get(KEY)
+        if about and (unlike := differences(about, self.recipe, self.target)):
+            raise ConfigError(
+                f"the checkpoint was trained with recipe {about['recipe']} for target {about['target']}, this run has "
+                f"{self.recipe.name} for {self.target.name} ({', '.join(unlike)}); resume with the same, or start from "
+                "its float weights"
+            )
+        for name, network in pl_module.named_modules():
+            if isinstance(network, PreparedModel):
+                _require_same_quantizers(name, network, checkpoint.get("state_dict", {}))
 
     def _prepare_for_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         networks = find_networks(pl_module, self.modules)
@@ -344,6 +358,21 @@ def require_writable(path: Path) -> None:
     folder = next(p for p in (path.parent.absolute(), *path.parent.absolute().parents) if p.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ExportError(f"cannot write {path}: {folder} is no folder that can be written. Choose another for export")
+
+
+def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where a checkpoint has quantizers in other places: another exclude, or another model."""
+    ours = {f"{name}.{q}" for q in quantizers(network)}
+    scales = {key.rpartition(".")[0] for key in state if key.startswith(f"{name}.") and key.endswith(".scale")}
+    theirs = {q for q in scales if "_quantizer" in q.rpartition(".")[2]}
+    if theirs == ours:
+        return
+    sides = {"only in the checkpoint": theirs - ours, "only in this run": ours - theirs}
+    listed = "; ".join(f"{what}: {', '.join(sorted(q)[:LISTED])}" for what, q in sides.items() if q)
+    raise ConfigError(
+        f"{name!r} was prepared differently for the checkpoint, its quantizers are in other places ({listed}). Resume "
+        "with the same exclude and the same model"
+    )
 
 
 def _require_own_parameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -414,9 +414,18 @@ def test_checkpoint_says_what_it_is(trainer: Trainers, stranger: type, loader: L
     fitted = trainer(QuantizationAwareTraining())
     fitted.fit(module, loader, loader)
     fitted.save_checkpoint(path)
-    assert torch.load(path, weights_only=True)["qat"] == {"format": 1, "recipe": "w8a8", "target": "onnxruntime"}
-    with pytest.raises(ConfigError, match="with recipe w8a8 for target onnxruntime, this run has w8a8_symmetric"):
+    about = torch.load(path, weights_only=True)["qat"]
+    assert (about["format"], about["recipe"], about["target"]) == (2, "w8a8", "onnxruntime")
+    assert about["settings"]["recipe.weight.bits"] == 8
+    message = (
+        r"with recipe w8a8 for target onnxruntime, this run has w8a8_symmetric .*recipe\.activation\.scheme is affine "
+        r"in the checkpoint and symmetric here"
+    )
+    with pytest.raises(ConfigError, match=message):
         trainer(QuantizationAwareTraining(recipe="w8a8_symmetric")).fit(stranger(), loader, loader, ckpt_path=path)
+    message = r"'model' was prepared differently for the checkpoint.*only in the checkpoint: model\.conv\.weight_q"
+    with pytest.raises(ConfigError, match=message):
+        trainer(QuantizationAwareTraining(exclude=["conv"])).fit(stranger(), loader, loader, ckpt_path=path)
 
 
 @pytest.mark.runtime

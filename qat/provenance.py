@@ -1,0 +1,62 @@
+"""What a checkpoint of quantized training says of itself: the recipe and target under which its ranges mean something.
+
+    checkpoint["qat"] = {format, recipe: name, target: name, settings: {"recipe.weight.bits": 8, ...}}
+
+Plain values only, so that a checkpoint loads without running code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from qat.recipe import QuantRecipe
+from qat.target import Target
+
+FORMAT = 2
+KEY = "qat"  # of the entry in a checkpoint
+
+
+def provenance(recipe: QuantRecipe, target: Target) -> dict[str, Any]:
+    """The entry for a checkpoint."""
+    return {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "target": target.name,
+        "settings": _settings(recipe, target),
+    }
+
+
+def differences(saved: Mapping[str, Any], recipe: QuantRecipe, target: Target) -> list[str]:
+    """In what a checkpoint's entry and these differ, in words; empty where they agree.
+
+    Format 1 knew names alone, so only these are compared then.
+    """
+    ours = _settings(recipe, target)
+    names = {"recipe.name": saved.get("recipe"), "target.name": saved.get("target")}
+    theirs: Mapping[str, Any] = saved.get("settings") or {k: v for k, v in names.items() if v is not None}
+    keys = [*theirs, *(key for key in ours if key not in theirs and "settings" in saved)]
+    return [
+        f"{key} is {_word(theirs, key)} in the checkpoint and {_word(ours, key)} here"
+        for key in keys
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _settings(recipe: QuantRecipe, target: Target) -> dict[str, Any]:
+    nested = {"recipe": asdict(recipe), "target": asdict(target)}
+    return dict(_flat(json.loads(json.dumps(nested, default=str))))  # enums become their text, tuples lists
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _word(settings: Mapping[str, Any], key: str) -> str:
+    return str(settings[key]) if key in settings else "not there"
