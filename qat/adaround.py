@@ -2,9 +2,9 @@
 
     min over V of E || f(W x) - f(W~(V) x') ||^2 + lambda * penalty(V)       f: BatchNorm and activation
 
-x is the layer's input in the float model, x' the one in the model whose earlier layers are rounded already (Nagel et al.
-2020, arXiv:2004.10568, eq. 25; functional/adaround.py). Weights end on their grid, so that rounding to the nearest reads
-the learned integers; scales must not move afterwards. For post-training quantization, from 1,000 examples on.
+x is the layer's input in the float model, x' the one in the model whose earlier layers are rounded already (Nagel et
+al. 2020, arXiv:2004.10568, eq. 25; functional/adaround.py). Weights end on their grid, so that rounding to the nearest
+reads the learned integers; scales must not move afterwards. For post-training quantization, from 1,000 examples on.
 """
 
 from __future__ import annotations
