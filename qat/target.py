@@ -14,7 +14,7 @@ from qat.errors import ConfigError, unknown_name
 from qat.presets import load_preset
 
 # runtime -> the file suffix of its artefacts
-RUNTIMES = {"onnxruntime": ".onnx", "torch": ".pt2", "openvino": ".xml", "executorch": ".pte"}
+RUNTIMES = {"onnxruntime": ".onnx", "torch": ".pt2", "openvino": ".xml", "executorch": ".pte", "inductor": ".pt2"}
 
 
 @dataclass(frozen=True, kw_only=True)

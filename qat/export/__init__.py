@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from qat.artifact import Artifact, fingerprint
 from qat.errors import ConfigError
-from qat.export.bias import float_biases
+from qat.export.bias import float_biases, with_zero_points
 from qat.export.program import export_program
 from qat.export.xnnpack import for_xnnpack
 from qat.target import Target
@@ -27,6 +27,7 @@ WRITERS = {
     ".xml": "qat.export.openvino:write_openvino",
     ".pte": "qat.export.executorch:write_executorch",
 }
+COMPILED = "qat.export.inductor:write_inductor"  # `.pt2` for target inductor
 MAX_BATCH = {".pte": 128}  # ExecuTorch wants a bound; it costs no memory, because the caller brings the buffers
 
 
@@ -52,7 +53,7 @@ def export(
         ConfigError: another suffix, a target with other grids, a package that is not installed.
     """
     path = Path(path)
-    about = dict(model.meta.get("prepared", {})) if isinstance(model, fx.GraphModule) else {}
+    about = dict(getattr(model, "meta", {}).get("prepared", {}))
     about["target"] = _target(about.get("target"), target)
     if path.suffix not in WRITERS:
         raise ConfigError(f"cannot export to {path.name!r}; known suffixes: {', '.join(WRITERS)}")
@@ -60,7 +61,8 @@ def export(
     if inputs is None:
         raise ConfigError("export of a float model needs example_inputs=(tensor, ...)")
     about["metadata"] = {**_metadata(model, about), **(metadata or {})}
-    write = _writer(path.suffix)
+    compiled = path.suffix == ".pt2" and about["target"] is not None and about["target"].runtime == "inductor"
+    write = _writer(COMPILED if compiled else WRITERS[path.suffix])
     if "sites" in about:
         model = _for_target(model, path.suffix, about["target"], inputs)
     program = export_program(model, inputs, max_batch=MAX_BATCH.get(path.suffix))
@@ -69,9 +71,14 @@ def export(
 
 def _for_target(model: nn.Module, suffix: str, target: Target | None, inputs: tuple[Any, ...]) -> nn.Module:
     """The integer model in the form that a runtime takes its operators in; computes the same."""
-    assert isinstance(model, fx.GraphModule)
+    if not isinstance(model, fx.GraphModule):  # prepared by modules
+        if suffix == ".pte" or (target is not None and target.float_bias):
+            raise ConfigError(f"{suffix} for this target rewrites the graph; prepare the model with placement=graph")
+        return model
     if suffix == ".pte":
-        return for_xnnpack(float_biases(model), inputs)
+        return for_xnnpack(with_zero_points(float_biases(model)), inputs)
+    if target is not None and target.runtime == "inductor" and suffix == ".pt2":
+        return with_zero_points(float_biases(model))
     return float_biases(model) if target is not None and target.float_bias and suffix == ".onnx" else model
 
 
@@ -102,15 +109,15 @@ def _metadata(model: nn.Module, about: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _writer(suffix: str) -> Callable[..., Artifact]:
-    module, _, function = WRITERS[suffix].partition(":")
+def _writer(path: str) -> Callable[..., Artifact]:
+    module, _, function = path.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except ImportError as error:
-        package = module.rpartition(".")[2]
+        extra = module.rpartition(".")[2]
         raise ConfigError(
-            f"export to {suffix} needs the package `{package}`: run `uv sync --extra {package}` or "
-            f"`pip install 'qat[{package}]'` ({error})"
+            f"export for {extra} needs a package that is not installed ({error}): run `uv sync --extra {extra}` or "
+            f"`pip install 'qat[{extra}]'`"
         ) from error
 
 

@@ -33,6 +33,18 @@ def float_biases(integer: fx.GraphModule) -> fx.GraphModule:
     return tidied(model)
 
 
+def with_zero_points(integer: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose weights all have zero points, int64 `[C_out]`, all 0: XNNPACK and Inductor look for them."""
+    model = copy.deepcopy(integer)
+    for node in list(model.graph.nodes):
+        if node.target is OPS.dequantize_per_channel.default:
+            path = str(node.args[0].target)
+            zeros = torch.zeros(len(model.get_buffer(path)), dtype=torch.int64)
+            with model.graph.inserting_before(node):
+                node.update_arg(2, buffer(model, f"{path}_zeros", zeros))
+    return tidied(model)
+
+
 def buffer(model: fx.GraphModule, path: str, value: Tensor) -> fx.Node:
     """A new buffer of `model` and the node that reads it, at the graph's insertion point."""
     parent, _, leaf = path.rpartition(".")

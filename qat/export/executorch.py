@@ -6,10 +6,7 @@ What the file says about itself is a constant method beside `forward`, its text 
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from torch.export import ExportedProgram
 from qat.artifact import Artifact
 from qat.errors import ExportError
 from qat.export.program import input_names, output_names
+from qat.export.quiet import quiet
 from qat.files import replacing
 
 METADATA = "qat_metadata"  # the constant method
@@ -32,7 +30,7 @@ def write_executorch(program: ExportedProgram, path: Path, about: Mapping[str, A
     """Lower to XNNPACK and save; `about` is what `convert` knows of the model."""
     metadata = json.dumps(about.get("metadata", {})).encode()
     try:
-        with _quiet():
+        with quiet():
             lowered = to_edge_transform_and_lower(
                 program,
                 partitioner=[XnnpackPartitioner()],
@@ -59,17 +57,3 @@ def write_executorch(program: ExportedProgram, path: Path, about: Mapping[str, A
         outputs=tuple(output_names(program)),
         sites=tuple(about.get("sites", ())),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without ExecuTorch's line per pass, and the deprecations of what it calls in torch."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)

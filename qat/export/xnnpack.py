@@ -3,7 +3,6 @@
     flatten, view of [N, ...]      reshape to [-1, ...]: a batch size read from the input stays outside
     x[:, :, ::s, ::s]              a depthwise 1 x 1 convolution of stride s with weight 1
     zero channels before, behind   a 1 x 1 convolution whose weight is a row of the identity, or zero
-    weights                        with zero points, all 0
 
 Such a convolution is exact: its sum is (q - z) * 1, its multiplier s_x * 1 / s_x = 1.
 """
@@ -55,10 +54,6 @@ def _rewritten(model: fx.GraphModule, node: fx.Node, name: str) -> fx.Node | Non
         return _convolution(model, source, torch.ones(channels, 1), stride, channels, name)
     if node.target is F.pad and (before := _channel_padding(node)) is not None:
         return _padded(model, node, before, name)
-    if node.target is OPS.dequantize_per_channel.default and node.args[2] is None:
-        zeros = torch.zeros(_shape(node.args[1]), dtype=torch.int64)
-        args = (*node.args[:2], buffer(model, f"{name}_zero_point", zeros), *node.args[3:])
-        return model.graph.call_function(node.target, args)
     return None
 
 

@@ -6,6 +6,7 @@ A runtime's module is imported when an artefact needs it: some take seconds, and
 from __future__ import annotations
 
 import importlib
+import zipfile
 from types import ModuleType
 
 from qat.artifact import Artifact
@@ -16,7 +17,7 @@ from qat.runtime.torch import TorchRuntime
 from qat.target import Target
 
 SUFFIXES = {".onnx": "onnxruntime", ".pt2": "torch", ".xml": "openvino", ".pte": "executorch"}
-EXTRAS = ("openvino", "executorch")  # packages that are not installed by default; the extra has the package's name
+EXTRAS = {"openvino": "openvino", "executorch": "executorch", "inductor": "torchao"}  # extra: the package it brings
 
 
 def load(artifact: Artifact, *, optimize: bool = True, threads: int | None = None) -> Runtime:
@@ -39,6 +40,8 @@ def load(artifact: Artifact, *, optimize: bool = True, threads: int | None = Non
             runtime = TorchRuntime(artifact)
         case "openvino":
             runtime = runtime_module("openvino").OpenVINORuntime(artifact, threads=threads)
+        case "inductor":
+            runtime = runtime_module("inductor").InductorRuntime(artifact)
         case "executorch":
             runtime = runtime_module("executorch").ExecuTorchRuntime(artifact)
     _require_same(artifact, runtime)
@@ -57,23 +60,32 @@ def runtime_module(name: str) -> ModuleType:
 def require_installed(target: Target) -> None:
     """Raise `ConfigError` naming the extra when the package that `target` needs is missing; ask before training."""
     if target.runtime in EXTRAS:
-        _needing(target.runtime, target.runtime)
+        _needing(target.runtime, EXTRAS[target.runtime])
 
 
-def _needing(package: str, module: str) -> ModuleType:
+def _needing(extra: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
-            f"target {package} needs the package `{package}`: run `uv sync --extra {package}` or "
-            f"`pip install 'qat[{package}]'` ({error})"
+            f"target {extra} needs the package `{EXTRAS[extra]}`: run `uv sync --extra {extra}` or "
+            f"`pip install 'qat[{extra}]'` ({error})"
         ) from error
 
 
 def _runtime_of(artifact: Artifact) -> str:
     if artifact.kind not in SUFFIXES:
         raise ConfigError(f"no runtime here runs {artifact.path.name!r}; known suffixes: {', '.join(SUFFIXES)}")
-    return SUFFIXES[artifact.kind]
+    return "inductor" if artifact.kind == ".pt2" and _is_compiled(artifact) else SUFFIXES[artifact.kind]
+
+
+def _is_compiled(artifact: Artifact) -> bool:
+    """Whether a `.pt2` holds AOTInductor's kernels instead of an exported program."""
+    try:
+        with zipfile.ZipFile(artifact.path) as package:
+            return any("/aotinductor/" in name for name in package.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return artifact.target is not None and artifact.target.runtime == "inductor"
 
 
 def _require_same(artifact: Artifact, runtime: Runtime) -> None:

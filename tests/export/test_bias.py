@@ -27,6 +27,8 @@ def test_rounding_at_the_products_scale_gives_the_integers_back(integer):
         if node.target is OPS.dequantize_per_channel.default and node.args[-1] is torch.int32:
             q, scale = (integer.get_buffer(n.target) for n in node.args[:2])
             back = (float_model.get_buffer(f"{node.args[0].target}_float") / scale).round()
-            torch.testing.assert_close(back.int(), q, rtol=0, atol=0)
+            small = q.abs() < 2**23  # a dead channel's steps are tiny, and many
+            torch.testing.assert_close(back[small].int(), q[small], rtol=0, atol=0)
+            torch.testing.assert_close(back.double(), q.double(), rtol=2**-23, atol=0)
             checked += 1
     assert checked == 4

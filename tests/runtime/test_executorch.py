@@ -43,8 +43,6 @@ def test_one_delegate_call_on_blocks_of_known_nets_and_every_bit(trained, pictur
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "resnet20"])
 def test_one_delegate_call_on_whole_models(name, tmp_path):
-    from qat.models import build
-
     model = build(name, 10).eval()
     x = torch.rand(8, 3, 32, 32) * 2 - 1
     prepared = qat.prepare(model, x[:2], target="executorch")

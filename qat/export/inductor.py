@@ -1,0 +1,60 @@
+"""`.pt2` package by AOTInductor: the integer model as compiled kernels, with oneDNN's integer convolutions.
+
+Inductor computes a dequantize / convolution / quantize chain in float unless the pairs are fused into the convolution.
+torch 2.15 leaves that fusion to torchao (`inductor_passes.x86`), and runs it when weights are frozen into constants.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.export import ExportedProgram
+from torchao.quantization.pt2e.inductor_passes import x86
+
+from qat.artifact import Artifact
+from qat.errors import ExportError
+from qat.export.program import input_names, output_names
+from qat.export.quiet import quiet
+from qat.files import replacing
+
+METADATA = "qat.json"  # a file in the package
+
+
+def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
+    """Compile and save; `about` is what `convert` knows of the model."""
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise ExportError(
+            f"target inductor compiles C++ and found no compiler: {error}. Install g++ or set CXX, or use target=torch"
+        ) from error
+    with replacing(path) as temporary:
+        _compile(program, temporary)
+        with zipfile.ZipFile(temporary, "a") as package:
+            root = package.namelist()[0].partition("/")[0]
+            package.writestr(f"{root}/{METADATA}", json.dumps(about.get("metadata", {})))
+    return Artifact(
+        path=path,
+        target=about.get("target"),
+        inputs=tuple(input_names(program)),
+        outputs=tuple(output_names(program)),
+        sites=tuple(about.get("sites", ())),
+    )
+
+
+def _compile(program: ExportedProgram, path: Path) -> None:
+    try:
+        with quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            x86._register_quantization_weight_pack_pass()
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:
+        raise ExportError(
+            f"Inductor cannot compile the model: {str(error).strip().splitlines()[0]}. target=torch runs it eagerly"
+        ) from error

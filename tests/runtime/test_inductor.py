@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import importlib
+import shutil
+
+import pytest
+import torch
+
+import qat
+from qat.errors import ArtifactError, ExportError
+from qat.runtime import load
+
+pytest.importorskip("torchao", reason="the extra `inductor` is not installed")
+pytestmark = [
+    pytest.mark.runtime,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles C++"),
+    # torchao 0.18 and torch 2.15, their own imports
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.mark.slow  # a minute of C++ for each
+def test_parity_with_integer_kernels_alone(trained, pictures, tmp_path):
+    prepared = trained("inductor")
+    integer = qat.convert(prepared)
+    artifact = qat.export(integer, tmp_path / "model.pt2")
+    run = load(artifact)
+    assert run.metadata["target"] == "inductor"
+    coverage = run.coverage()
+    assert len(coverage.integer) == 8  # seven convolutions and the linear layer
+    assert coverage.in_float == ()
+    for batch in (1, 2, 7, 64):
+        torch.testing.assert_close(run(pictures[:batch]), integer(pictures[:batch]), rtol=0, atol=1e-5)
+    assert qat.verify(prepared, artifact, [pictures]).stages[-1].agreement >= 99.5
+    artifact.path.write_bytes(artifact.path.read_bytes()[:5000])
+    with pytest.raises(ArtifactError, match=r"inductor 2.* refuses model.pt2"):
+        load(artifact)
+
+
+def test_no_compiler(integer, tmp_path, monkeypatch):
+    def missing():
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(importlib.import_module("qat.export.inductor"), "get_cpp_compiler", missing)
+    with pytest.raises(ExportError, match=r"target inductor compiles C\+\+ and found no compiler: No working.*g\+\+"):
+        qat.export(integer, tmp_path / "model.pt2", target="inductor")
+    assert list(tmp_path.iterdir()) == []
