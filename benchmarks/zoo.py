@@ -143,10 +143,10 @@ def prove(name: str, size: int | None) -> dict[str, Any]:
     row |= {"quantizers": len(found), "int8_macs": prepared.plan.int8_mac_share}
     row["float_ops"] = dict(sorted(_counted(op.kind.split()[0] for op in prepared.plan.in_float).items()))
     row["off"] = off_difference(prepared, model, x)
-    qat.calibrate(prepared, [x])
     without = [n for n, p in model.named_parameters() if p.requires_grad and not _reached(model, n, x)]
-    row["bad_gradients"] = [n for n in bad_gradients(prepared, x) if n not in without]
-    prepared.eval()
+    twin = copy.deepcopy(prepared)  # not calibrated: ranges start with its batch, far from the running statistics
+    row["bad_gradients"] = [n for n in bad_gradients(twin, x) if n not in without]
+    qat.calibrate(prepared.eval(), [x])
     with TemporaryDirectory() as folder:
         integer = timed("convert_s", lambda: qat.convert(prepared))
         artifact = timed("export_s", lambda: qat.export(integer, Path(folder) / "int8.onnx"))

@@ -10,6 +10,9 @@ so that a runtime can take each operator with its own pair. An activation that t
 from __future__ import annotations
 
 import copy
+import functools
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -30,6 +33,8 @@ from qat.layers import (
     FakeQuantWeight,
 )
 from qat.layers.batchnorm import _FakeQuantBatchNorm
+from qat.layers.integer import IntegerLayer
+from qat.placement.modules import PreparedModules
 from qat.placement.patterns import Role, role_of, scale_factor, spatial_mean
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
@@ -58,6 +63,13 @@ class OnGrid:
 
 
 @dataclass(frozen=True)
+class _Same:
+    """A value, by identity, in the arguments of an operator."""
+
+    of: int
+
+
+@dataclass(frozen=True)
 class Pieces:
     """Several values of one grid, of chunk, split or unbind: a node that yields them in float, and the grid."""
 
@@ -71,6 +83,8 @@ Value = OnGrid | Pieces | fx.Node
 def convert(prepared: PreparedModel) -> fx.GraphModule:
     """The integer model, as a copy; `prepared` is untouched and can go on training.
 
+    One that was prepared by modules becomes its own class again, with integer layers in it, and no graph.
+
     Args:
         prepared: a calibrated (and usually trained) model from `qat.prepare`.
 
@@ -80,7 +94,43 @@ def convert(prepared: PreparedModel) -> fx.GraphModule:
     """
     if not isinstance(prepared, PreparedModel):
         raise PlacementError(f"convert needs a model from qat.prepare, got {type(prepared).__name__}")
-    return _Converter(prepared).run()
+    return _integer_modules(prepared) if isinstance(prepared, PreparedModules) else _Converter(prepared).run()
+
+
+@torch.no_grad()
+def _integer_modules(prepared: PreparedModules) -> Any:
+    require_finite(prepared)
+    for name, module in prepared.named_modules():
+        if isinstance(module, FakeQuantize):
+            module.require_calibrated(name)
+    root = copy.deepcopy(prepared)._root[0]
+    for name, layer in list(root.named_modules()):
+        if not isinstance(layer, FakeQuantWeight):
+            continue
+        quantizer, spec = cast(FakeQuantize, layer.input_quantizer), layer.weight_quantizer.spec
+        scale, zero_point, qmin, qmax = _grid_of(quantizer)
+        q, weight_scale, bias = folded(layer, None)
+        steps = None
+        if bias is not None:
+            q, weight_scale, steps = fit_bias(q, weight_scale, bias, scale)
+        grid = (scale, zero_point, qmin, qmax, torch.int8 if qmin < 0 else torch.uint8)
+        weight = (q, weight_scale, spec.qmin, spec.qmax)
+        root.set_submodule(name, IntegerLayer(functional_form(layer), weight, steps, grid))
+    integer = root.eval().requires_grad_(False)
+    integer.meta = {"prepared": {**_about(prepared), "sites": ()}}
+    return integer
+
+
+def functional_form(layer: nn.Module) -> Callable[..., Any]:
+    """A convolution or linear layer as a function of input, weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear
+    conv = cast(nn.modules.conv._ConvNd, layer)
+    if conv.padding_mode != "zeros":
+        raise PlacementError(f"padding_mode={conv.padding_mode!r} needs placement=graph, or exclude the layer")
+    function = {FakeQuantConv1d: F.conv1d, FakeQuantConv2d: F.conv2d, FakeQuantConv3d: F.conv3d}[type(layer)]  # type: ignore[index]
+    settings = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+    return functools.partial(function, **settings)
 
 
 class _Converter:
@@ -94,7 +144,8 @@ class _Converter:
         self.constants: dict[fx.Node, Any] = {}  # made of parameters alone: computed here, stored where it is read
         self.unfolded: dict[fx.Node, fx.Node] = {}  # BatchNorm's node -> the convolution that it folds into
         self.calls: dict[str, int] = {}  # how often a module was called so far
-        self.sites: list[str] = []  # names of the quantized values, in order
+        self.moved: dict[tuple[Any, ...], Value] = {}
+        self.sites: dict[fx.Node, str] = {}  # names of the quantized values, in order
 
     @torch.no_grad()
     def run(self) -> fx.GraphModule:
@@ -102,8 +153,9 @@ class _Converter:
         for node in self.source.nodes:
             if not self._compute(node):
                 self._visit(node)
+        self._drop_unread()
         integer = fx.GraphModule(self.root, self.graph, class_name="IntegerModel")
-        integer.meta["prepared"] = {**_about(self.prepared), "sites": tuple(self.sites)}
+        integer.meta["prepared"] = {**_about(self.prepared), "sites": self._names_of_sites()}
         return integer.eval().requires_grad_(False)
 
     def _check(self) -> None:
@@ -138,7 +190,7 @@ class _Converter:
                 pooled = self._call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
                 self.values[node] = pooled if keep else self._call(torch.flatten, pooled, 1)
             case _ if role is Role.MOVE and isinstance(pieces := self.values.get(node.all_input_nodes[0]), Pieces):
-                self.values[node] = self._requantize(self._copy(node), pieces.like, node)
+                self.values[node] = self._moved(node, pieces.like)
             case _ if role is Role.SCALE and self._reads_grid(node):
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
                 self.values[node] = replace(source, scale=source.scale * cast(float, scale_factor(node)))
@@ -151,7 +203,7 @@ class _Converter:
                 self.values[node] = replace(source, node=padded)
             case _ if role is Role.MOVE and self._reads_grid(node):
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
-                self.values[node] = self._requantize(self._copy(node), source, node)
+                self.values[node] = self._moved(node, source)
             case _:
                 self.values[node] = self._copy(node)
 
@@ -207,6 +259,17 @@ class _Converter:
             self._attach(str(node.target), _without_quantizers(copy.deepcopy(self.modules[str(node.target)])))
         return self.graph.node_copy(node, self._read)
 
+    def _moved(self, node: fx.Node, like: OnGrid) -> Value:
+        """A value that an operator moves, on its grid; the same one again where the same was moved the same way.
+
+        Exporters merge operators that compute the same, and sites would lose count.
+        """
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: _Same(id(self.values.get(n, n))))
+        key = (node.op, node.target, repr(arguments))
+        if key not in self.moved:
+            self.moved[key] = self._requantize(self._copy(node), like, node)
+        return self.moved[key]
+
     def _requantize(self, value: fx.Node, like: OnGrid, original: fx.Node) -> Value:
         """Back onto the grid that it came from: exact, for an operator that only moves values."""
         if isinstance(original.meta.get("val"), list | tuple):
@@ -215,9 +278,18 @@ class _Converter:
 
     def _on_grid(self, value: fx.Node, site: fx.Node, *grid: Any) -> OnGrid:
         """Quantize a value; `site` is the node of the prepared graph whose integers these are."""
-        self.sites.append(site.name)
-        float_value = OnGrid(value, *grid)
-        return OnGrid(self._call(OPS.quantize_per_tensor.default, value, *float_value.grid), *grid)
+        quantized = self._call(OPS.quantize_per_tensor.default, value, *OnGrid(value, *grid).grid)
+        self.sites[quantized] = site.name
+        return OnGrid(quantized, *grid)
+
+    def _drop_unread(self) -> None:
+        """Pieces of a split value that nobody reads; nothing that writes goes."""
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.target in (OPS.quantize_per_tensor.default, operator.getitem):
+                self.graph.erase_node(node)
+
+    def _names_of_sites(self) -> tuple[str, ...]:
+        return tuple(self.sites[node] for node in self.graph.nodes if node in self.sites)
 
     def _quantize(self, value: fx.Node, quantizer: FakeQuantize, activation: Clamp, site: fx.Node) -> OnGrid:
         spec = quantizer.spec

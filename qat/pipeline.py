@@ -243,6 +243,7 @@ def _callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target) -> Q
         freeze_observers_at=cfg.qat.freeze_observers_at,
         freeze_bn_at=cfg.qat.freeze_bn_at,
         compile=cfg.qat.compile,
+        placement=cfg.placement,
     )
 
 

@@ -295,6 +295,8 @@ def first_output(result: Any) -> Tensor:
 
 def output_step(integer: fx.GraphModule) -> float | None:
     """Size of one step of the output's grid; None when the output is in float."""
+    if not isinstance(integer, fx.GraphModule):  # prepared by modules
+        return None
     output = next(n for n in integer.graph.nodes if n.op == "output")
     last = output.all_input_nodes[0]
     return float(last.args[1]) if last.target is OPS.dequantize_per_tensor.default else None
@@ -332,6 +334,8 @@ def compare_layers(prepared: PreparedModel, artifact: Artifact, x: Tensor) -> tu
         artifact: an artefact of it.
         x: one batch of inputs.
     """
+    if not artifact.sites:  # nothing is shown: a runtime without names, or a model prepared by modules
+        return ()
     grids = _grids(convert(prepared), artifact.sites)
     with _evaluating(prepared):
         recorder = _Recorder(prepared, artifact.sites)

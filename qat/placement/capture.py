@@ -36,6 +36,7 @@ class Capture:
     train: fx.Graph
     eval: fx.Graph
     sized: bool = False  # sizes are those of the example, but for the batch
+    norms: frozenset[str] = frozenset()  # paths that the graphs call as plain BatchNorms, whatever their class does
 
     @property
     def modes_agree(self) -> bool:
@@ -73,18 +74,26 @@ def capture(
 
 
 def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], Tracer]) -> Capture:
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # forward counts batches while it is traced
     modes = {name: module.training for name, module in model.named_modules()}
     try:
         model.train()
-        train = _trace(model, constants, tracer())
+        train = _trace(model, constants, train_tracer := tracer())
         model.eval()
-        evaluation = _trace(model, constants, tracer())
+        evaluation = _trace(model, constants, eval_tracer := tracer())
     finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
         for name, module in model.named_modules():
             module.training = modes[name]
     same = _signature(train) == _signature(evaluation)
-    sized = isinstance(tracer(), SizedTracer)
-    return Capture(root=model, train=evaluation if same else train, eval=evaluation, sized=sized)
+    return Capture(
+        root=model,
+        train=evaluation if same else train,
+        eval=evaluation,
+        sized=isinstance(eval_tracer, SizedTracer),
+        norms=frozenset(train_tracer.opened_norms | eval_tracer.opened_norms),
+    )
 
 
 def _closed(node: fx.Node) -> bool:
@@ -116,10 +125,19 @@ def _trace(model: nn.Module, constants: dict[str, Any], tracer: Tracer) -> fx.Gr
         raise
     except Exception as error:
         raise CaptureError(_where(model, error)) from error
+    _drop_identities(graph, model)
     _keep_tensors(graph, model)
     _drop_constants(graph, constants)
     _read_what_was_written(graph, dict(model.named_modules()))
     return graph
+
+
+def _drop_identities(graph: fx.Graph, root: nn.Module) -> None:
+    """`nn.Identity` stands where an option is off: between a BatchNorm and its activation, say."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(root.get_submodule(str(node.target))) is nn.Identity:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
 
 
 def _keep_tensors(graph: fx.Graph, root: nn.Module) -> None:
@@ -185,8 +203,8 @@ def _where(model: nn.Module, error: Exception) -> str:
         f"{type(model).__name__} cannot be traced at {spot}\n"
         f"  torch.fx says: {error}\n"
         "  Rule: forward may branch on settings and sizes, not on the values of tensors.\n"
-        "  Way out: rewrite the line without the branch, or keep its module whole and in float with "
-        "leaf_modules=(TheClass,)"
+        "  Way out: rewrite the line without the branch, use placement=modules (layers alone, without a graph), or "
+        "keep its module whole and in float with leaf_modules=(TheClass,)"
     )
 
 

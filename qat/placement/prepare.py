@@ -7,13 +7,13 @@ subclasses under the same names → rewrite the graphs to call them → write do
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from qat.errors import NumericsError, PlacementError
+from qat.errors import ConfigError, NumericsError, PlacementError, unknown_name
 from qat.functional.ste import IDENTITY, Clamp
 from qat.layers import (
     FakeQuantBatchNorm1d,
@@ -26,19 +26,22 @@ from qat.layers import (
     FakeQuantLinear,
     FakeQuantWeight,
 )
+from qat.layers.adopt import adopt
 from qat.layers.attention import open_attention
 from qat.layers.batchnorm import _FakeQuantBatchNorm
+from qat.layers.standalone import stand_alone
 from qat.observers import Observer
 from qat.placement.capture import capture
 from qat.placement.describe import describe
+from qat.placement.modules import prepare_modules
 from qat.placement.overrides import Choice, Choices, choose, writers
-from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
+from qat.placement.patterns import NORMS, Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rules import excluded
 from qat.placement.shapes import propagate_shapes, two_examples
 from qat.placement.sites import STAYS, Sites, find_sites, name_nodes
 from qat.quantizers import FakeQuantize
-from qat.recipe import QuantRecipe, TensorRecipe, numerics
+from qat.recipe import Numerics, QuantRecipe, TensorRecipe, numerics
 from qat.spec import Granularity, IntSpec
 from qat.target import Target
 
@@ -55,6 +58,7 @@ SWAPS: dict[type[nn.Module], Any] = {
 # what functional layers take, with its defaults
 LINEAR: tuple[tuple[str, Any], ...] = (("input", None), ("weight", None), ("bias", None))
 CONV = (*LINEAR, ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+PLACEMENTS = ("graph", "modules")
 ARGUMENTS = {"linear": LINEAR, "conv1d": CONV, "conv2d": CONV, "conv3d": CONV}
 
 
@@ -67,6 +71,7 @@ def prepare(
     example_kwargs: Mapping[str, Any] | None = None,
     exclude: Sequence[str] = (),
     leaf_modules: tuple[type[nn.Module], ...] = (),
+    placement: str = "graph",
 ) -> PreparedModel:
     """A copy of `model` with fake-quant modules in it; the argument is untouched.
 
@@ -80,8 +85,11 @@ def prepare(
         example_kwargs: keyword inputs of forward; a bool, string or None is a setting, and fixed at that value.
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         leaf_modules: module classes that are not traced through and stay in float.
+        placement: `graph`, or `modules` for a model that cannot be traced: weights and inputs of convolutions and
+            linear layers alone.
 
     Raises:
+        ConfigError: an unknown recipe, target or placement.
         CaptureError: the model cannot be traced, or rejects the inputs.
         PlacementError: nothing to quantize, an exclude or override pattern that matches nothing, a model already
             prepared.
@@ -89,6 +97,8 @@ def prepare(
     """
     recipe, target = QuantRecipe.parse(recipe), Target.parse(target)
     grids = numerics(recipe, target)
+    if placement not in PLACEMENTS:
+        raise ConfigError(unknown_name("placement", placement, PLACEMENTS))
     if isinstance(model, PreparedModel):
         raise PlacementError("the model is already prepared; prepare the float model again to change recipe or target")
     require_finite(model)
@@ -98,9 +108,15 @@ def prepare(
     examples = two_examples((*args, *named.values()), device)
     args, kwargs = examples[: len(args)], dict(zip(named, examples[len(args) :], strict=True))
 
+    if placement == "modules":
+        patterns = (*recipe.exclude, *exclude)
+        return prepare_modules(model, args, kwargs, recipe, target, grids, patterns, swapped(recipe, grids))
     root = copy.deepcopy(model)
     open_attention(root)
     captured = capture(root, args, kwargs, leaf_modules)
+    for path in captured.norms:
+        norm = root.get_submodule(path)
+        root.set_submodule(path, adopt(norm, next(cls for cls in NORMS if isinstance(norm, cls))))
     graphs = [captured.eval] if captured.modes_agree else [captured.eval, captured.train]
     modules = dict(root.named_modules())
     names = {id(captured.eval): name_nodes(captured.eval)}
@@ -322,6 +338,29 @@ def _host(node: fx.Node, clamp: Clamp, sites: Sites) -> fx.Node:
         return node
     value = node.all_input_nodes[0]
     return value if len(value.users) == 1 and value not in sites.points else node
+
+
+def swapped(recipe: QuantRecipe, grids: Numerics) -> Callable[[nn.Module], FakeQuantWeight]:
+    """Builds the form of a convolution or linear layer that stands alone.
+
+    Raises:
+        PlacementError: the recipe has exceptions by operator, which need the graph.
+    """
+    if recipe.override or recipe.first_last_bits is not None or recipe.sum_bits is not None:
+        raise PlacementError(
+            f"recipe {recipe.name} gives operators bits of their own, which placement=modules cannot: give it a recipe "
+            "with override={} first_last_bits=null sum_bits=null, or placement=graph"
+        )
+
+    def swap(layer: nn.Module) -> FakeQuantWeight:
+        device, channels = device_of(layer), cast(Tensor, layer.weight).shape[0]
+        weight = build_quantizer(recipe.weight, grids.weight, channels=channels).to(device).train(layer.training)
+        activation = build_quantizer(recipe.activation, grids.activation).to(device).train(layer.training)
+        new = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))].from_float(layer, weight)
+        stand_alone(new, activation)
+        return new
+
+    return swap
 
 
 def build_quantizer(recipe: TensorRecipe, spec: IntSpec, *, channels: int | None = None) -> FakeQuantize:

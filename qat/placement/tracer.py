@@ -4,6 +4,7 @@
     SizedTracer   also runs each operator, on tensors without data: sizes are numbers, except those that depend on the
                   batch; branches on sizes are decided by the example, and the graph serves its size alone
 
+A BatchNorm with a forward of its own (timm puts the activation into it) is recorded as a plain one and what follows.
 Both keep torch.nn layers whole, but open `scaled_dot_product_attention` and `einsum` into matrix products. The sized
 one also opens functions that are given weights, which `torch.fx.wrap` closes, so that their products are quantized.
 """
@@ -37,11 +38,19 @@ class Tracer(fx.Tracer):
     def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self.leaf_modules = leaf_modules
+        self.opened_norms: set[str] = set()  # paths of BatchNorms with a forward of their own, recorded as plain ones
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch.nn, classes that the caller named, and stochastic depth."""
         whole = isinstance(m, self.leaf_modules) or type(m).__name__ in WHOLE
         return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def _norm(self, args: tuple, kwargs: dict) -> str | None:
+        """The BatchNorm whose statistics a functional one is given."""
+        mean = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        own = (n for n, m in self.root.named_modules() if isinstance(m, norms) and m.running_mean is mean)
+        return next(own, None) if mean is not None else None
 
     @contextmanager
     def factories(self) -> Iterator[None]:
@@ -52,6 +61,9 @@ class Tracer(fx.Tracer):
         """Record a call; attention and einsum are opened instead."""
         if kind == "call_function" and target is F.scaled_dot_product_attention:
             return dot_product_attention(*args, **kwargs)
+        if kind == "call_function" and target is F.batch_norm and (path := self._norm(args, kwargs)) is not None:
+            self.opened_norms.add(path)
+            return self.create_proxy("call_module", path, args[:1] or (kwargs["input"],), {})
         if kind == "call_function" and target is torch.einsum and is_matrix_product(*args):
             return matrix_product(*args)
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)

@@ -25,7 +25,7 @@ from qat.convert import convert
 from qat.errors import ConfigError, ExportError, unknown_name
 from qat.export import WRITERS
 from qat.export import export as export_model
-from qat.placement import PreparedModel, prepare, quantizers
+from qat.placement import PLACEMENTS, PreparedModel, prepare, quantizers
 from qat.provenance import KEY, differences, provenance
 from qat.recipe import QuantRecipe, numerics
 from qat.switches import freeze_batchnorm, observers
@@ -58,6 +58,7 @@ class QuantizationAwareTraining(pl.Callback):
         calibration_batches: batches that set the ranges before training.
         modules: attributes of the LightningModule that hold the networks; None finds it.
         exclude: glob patterns of modules that stay in float, besides the recipe's.
+        placement: `graph`, or `modules` for a network that cannot be traced (`qat.prepare`).
         export: file that the trained network is exported to when `fit` ends; None for none.
         verify: compare that file, in its runtime, with the trained network on the validation data.
         compile: "regional" runs what follows the convolutions in compiled loops during `fit`; None runs it eagerly.
@@ -84,6 +85,7 @@ class QuantizationAwareTraining(pl.Callback):
         calibration_batches: int = 8,
         modules: str | Sequence[str] | None = None,
         exclude: Sequence[str] = (),
+        placement: str = "graph",
         export: str | Path | None = None,
         verify: bool = True,
         compile: str | None = None,
@@ -97,7 +99,9 @@ class QuantizationAwareTraining(pl.Callback):
             raise ConfigError(f"need calibration_batches >= 1, got {calibration_batches}: ranges start from data")
         self.calibration_batches = calibration_batches
         self.modules = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
-        self.exclude = tuple(exclude)
+        self.exclude, self.placement = tuple(exclude), placement
+        if placement not in PLACEMENTS:
+            raise ConfigError(unknown_name("placement", placement, PLACEMENTS))
         self.export_path = None if export is None else Path(export)
         self.verify, self.compile = verify, compile
         self.artifact: Artifact | None = None
@@ -316,6 +320,7 @@ class QuantizationAwareTraining(pl.Callback):
                 self.target,
                 example_kwargs=calls[name].kwargs,
                 exclude=self.exclude,
+                placement=self.placement,
             )
             replace_network(pl_module, name, prepared)
             logger.info("prepared %s: %s for %s", name, self.recipe.name, self.target.name)

@@ -50,7 +50,6 @@ class Function(nn.Module):
         (nn.ZeroPad2d(1), Role.MOVE),
         (nn.ReflectionPad2d(1), Role.FLOAT),
         (nn.Dropout(), Role.IDENTITY),
-        (nn.Identity(), Role.IDENTITY),
         (nn.GroupNorm(2, 4), Role.FLOAT),
         (nn.ConvTranspose2d(4, 4, 1), Role.FLOAT),
     ],

@@ -1,0 +1,159 @@
+"""Placement without a graph: every convolution and linear layer quantizes its own weight and input, the rest is float.
+
+For models that cannot be traced. Fewer operators run on integers than with a graph: BatchNorm, activations and
+additions between the layers stay in float, as does every layer's output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.errors import CaptureError, PlacementError
+from qat.layers.attention import open_attention
+from qat.placement.patterns import WEIGHTED
+from qat.placement.plan import Plan, PlannedOp
+from qat.placement.prepared import PreparedModel
+from qat.placement.rules import excluded
+from qat.recipe import Numerics, QuantRecipe
+from qat.target import Target
+
+Swap = Callable[[nn.Module], nn.Module]
+FLOAT = "placement=modules quantizes convolutions and linear layers alone"
+
+
+class PreparedModules(PreparedModel):
+    """A prepared model that runs its own forward, whatever that does, with fake-quant layers in it."""
+
+    def __init__(self, root: nn.Module, **about: Any) -> None:
+        self._root = (root,)  # a tuple, so that it is no submodule: both share their parameters, buffers and modules
+        super().__init__(root, {True: fx.Graph(), False: fx.Graph()}, **about)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`_root` comes before `nn.Module.__init__`."""
+        if name == "_root":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _compile(self) -> None:
+        """No graph, no code."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the float model's forward."""
+        return self._root[0](*args, **kwargs)
+
+    def train(self, mode: bool = True) -> PreparedModules:
+        """Switch mode, of the model whose forward runs too."""
+        super().train(mode)
+        self._root[0].training = mode
+        return self
+
+
+def prepare_modules(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    recipe: QuantRecipe,
+    target: Target,
+    grids: Numerics,
+    exclude: tuple[str, ...],
+    swap: Swap,
+) -> PreparedModules:
+    """A copy of `model` whose convolutions and linear layers are `swap`ped and stand alone.
+
+    Args:
+        model: any module.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        recipe: for the plan.
+        target: for the plan.
+        grids: for the plan.
+        exclude: patterns of layers that stay in float.
+        swap: builds a float layer's form that stands alone.
+
+    Raises:
+        CaptureError: the model rejects the inputs.
+        PlacementError: no such layer, or a pattern that matches none.
+    """
+    root = copy.deepcopy(model)
+    open_attention(root)
+    shapes = _output_shapes(root, args, kwargs)
+    names = {name: m for name, m in root.named_modules() if name and not any(True for _ in m.children())}
+    left = excluded(exclude, list(names))
+    ops, swapped = [], {}
+    for name, module in names.items():
+        kind = type(module).__name__.lower()
+        if not _is_weighted(module):
+            ops.append(PlannedOp(name=name, kind=kind, integer=False, why=FLOAT))
+        elif name in left or name not in shapes:
+            why = f"excluded by {left[name]!r}" if name in left else "the example inputs do not reach it"
+            ops.append(PlannedOp(name=name, kind=kind, integer=False, why=why))
+        else:
+            if module not in swapped:
+                swapped[module] = swap(module)
+            root.set_submodule(name, swapped[module])
+            macs = shapes[name] * _taps(module)
+            weight = grids.weight.short
+            ops.append(
+                PlannedOp(name=name, kind=kind, integer=True, weight=weight, macs=macs, why="its output is in float")
+            )
+    if not swapped:
+        raise PlacementError(
+            f"nothing to quantize in {type(model).__name__}: it calls no convolution and no linear layer, or all are "
+            "excluded"
+        )
+    plan = Plan(
+        model=type(model).__name__,
+        recipe=recipe.name,
+        target=target.name,
+        ops=tuple(ops),
+        grids=(("weights", str(grids.weight)), ("inputs of layers", str(grids.activation))),
+        notes=(*grids.notes, "placement=modules: each layer on its own, everything between them in float"),
+    )
+    examples = tuple(x.cpu() if isinstance(x, Tensor) else x for x in (*args, *kwargs.values()))
+    about = {"plan": plan, "recipe": recipe, "target": target, "numerics": grids, "example_inputs": examples}
+    return PreparedModules(root, **about)
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    return any(isinstance(module, cls) and type(module).forward is cls.forward for cls in WEIGHTED)
+
+
+def _taps(module: nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight[0].numel()
+
+
+def _output_shapes(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """Output values for one example of every layer that forward calls."""
+    seen: dict[str, int] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen[name] = seen.get(name, 0) + output.numel() // 2  # two examples
+
+        return record
+
+    handles = [m.register_forward_hook(recorder(n)) for n, m in root.named_modules() if _is_weighted(m)]
+    training = root.training
+    try:
+        with torch.no_grad():
+            root.eval()(*args, **kwargs)
+    except Exception as error:
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in (*args, *kwargs.values())]
+        raise CaptureError(
+            f"{type(root).__name__} rejects example inputs of shape {', '.join(map(str, shapes))}: {error}. "
+            "Pass example_inputs of a size that the model takes"
+        ) from error
+    finally:
+        root.train(training)
+        for handle in handles:
+            handle.remove()
+    return seen
