@@ -127,8 +127,7 @@ def test_one_scale_stores_the_integers_that_were_trained(images, affine):
 def test_weights_stay_on_their_grid(small_net, images, recipe, largest):
     integer = convert(calibrated(small_net, images, recipe))
     weights = [b for n, b in integer.named_buffers() if n.endswith(".weight")]
-    assert len(weights) == 4
-    assert {int(w.int().abs().max()) for w in weights} == {largest}
+    assert [int(w.int().abs().max()) for w in weights] == [63, largest, largest, 63]  # first and last are never narrow
 
 
 def test_a_bias_too_large_for_int32_coarsens_its_channel_alone(images):

@@ -120,7 +120,7 @@ def test_it_exports_where_torch_export_allows(randomize, images, tmp_path):
 
 
 def test_a_branch_on_values_does_not_export(prepared, tmp_path):
-    with pytest.raises(qat.errors.ExportError, match="data-dependent|branch"):
+    with pytest.raises(qat.errors.ExportError, match=r"data-dependent|branch"):
         qat.export(qat.convert(prepared), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
