@@ -67,10 +67,15 @@ def load(name: str, size: int | None) -> tuple[nn.Module, int]:
         model = timm.create_model(leaf, pretrained=False)
         fixed = model.default_cfg.get("fixed_input_size") or "window" in leaf or "maxvit" in leaf
         return model, size or (model.default_cfg["input_size"][-1] if fixed else 2 * SIZE)
+    least = {"inception_v3": 299}  # its auxiliary head, in training, needs more than its body
     settings = {"init_weights": False} if leaf in ("googlenet", "inception_v3") else {}
-    least = torchvision.models.get_model_weights(leaf).DEFAULT.meta["min_size"][0]  # type: ignore[attr-defined]
-    fixed = leaf.startswith(("vit", "swin", "maxvit"))
-    return torchvision.models.get_model(leaf, weights=None, **settings), size or (224 if fixed else max(SIZE, least))
+    smallest = torchvision.models.get_model_weights(leaf).DEFAULT.meta["min_size"][0]  # type: ignore[attr-defined]
+    fixed = leaf.startswith(
+        ("vit", "swin", "maxvit", "inception")
+    )  # inception's auxiliary head needs more than its body
+    return torchvision.models.get_model(leaf, weights=None, **settings), size or (
+        224 if fixed else max(SIZE, least.get(leaf, smallest))
+    )
 
 
 @torch.no_grad()

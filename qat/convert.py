@@ -265,7 +265,8 @@ class _Converter:
         Exporters merge operators that compute the same, and sites would lose count.
         """
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: _Same(id(self.values.get(n, n))))
-        key = (node.op, node.target, repr(arguments))
+        called = repr(self.modules[str(node.target)]) if node.op == "call_module" else node.target  # pooling, say
+        key = (node.op, called, repr(arguments))
         if key not in self.moved:
             self.moved[key] = self._requantize(self._copy(node), like, node)
         return self.moved[key]
