@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reestimate": {"errors", "placement", "switches", "calibrate"},
     "bias_correction": {"errors", "layers", "placement", "switches", "calibrate"},
     "adaround": NUMERICS | {"placement", "switches", "calibrate", "bias_correction"},
+    "equalize": {"errors", "functional", "placement"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"artifact", "runtime"},
