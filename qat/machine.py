@@ -9,7 +9,17 @@ from pathlib import Path
 import torch
 
 ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
-PACKAGES = ("qat", "torch", "torchvision", "pytorch-lightning", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
+PACKAGES = (
+    "qat",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "executorch",
+)
 
 
 def cpu() -> dict[str, object]:
@@ -24,6 +34,23 @@ def cpu() -> dict[str, object]:
         "vnni": bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
         "threads": torch.get_num_threads(),
     }
+
+
+def saturation(target: str, cpu: dict[str, object]) -> str:
+    """What to say before training for a target whose integer kernels need VNNI; empty where `cpu` has it.
+
+    Without it x86 adds pairs of u8 x s8 products in 16 bits: 2 * 255 * 127 = 64,770 does not fit into 32,767, whereas
+    2 * 255 * 63 = 32,130 of 7-bit weights does.
+    """
+    if cpu["vnni"]:
+        return ""
+    isa = cpu["isa"]
+    assert isinstance(isa, list)
+    return (
+        f"target {target} will not be exact on this machine: {cpu['name']} has no VNNI ({', '.join(isa) or 'none'}), and "
+        "sums of 8-bit products saturate. target.weight_bits=7 is exact here; the parity table will say how far 8 bits "
+        "are off"
+    )
 
 
 def versions() -> dict[str, str]:

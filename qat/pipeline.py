@@ -30,9 +30,10 @@ from qat.files import write_text
 from qat.models import ModelSource, head_of, load_float
 from qat.placement.prepared import PreparedModel
 from qat.report.card import card
-from qat.runtime import load
+from qat.runtime import load, require_installed
 from qat.runtime.latency import interleaved
 from qat.settings import build, plain
+from qat.target import joint
 from qat.training import (
     Classifier,
     FrozenBackbone,
@@ -69,7 +70,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folder, clock = Path(cfg.run_dir), Stopwatch()
     _quiet()
     with clock("total"):
-        recipe, target = qat.QuantRecipe.parse(plain(cfg, "quant")), qat.Target.parse(plain(cfg, "target"))
+        recipe, targets = qat.QuantRecipe.parse(plain(cfg, "quant")), _targets(cfg)
+        target = joint(targets)
         callback = _callback(cfg, recipe, target)
         source = _source(cfg)
         cfg = _with_preprocessing(cfg, source)
@@ -110,13 +112,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 prepared, artifacts[target.artifact], data.val_dataloader(),
                 float_model=baseline.model, tolerance=tolerance, strict=False,
             )  # fmt: skip
+            others = _elsewhere(prepared, targets[1:], folder, data, tolerance)
         with clock("latency"):
             latency_ms = _latency(cfg, float_file, artifacts[target.artifact], example)
     results = _results(cfg, prepared, report, top1, latency_ms, artifacts[target.artifact], float_file, clock)
+    results["also"] = {name: asdict(other.stages[-1]) for name, other in others.items()}
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     Console().print(card(results))
     log.info("everything this run wrote: %s", folder)
-    report.require()
+    for each in (report, *others.values()):
+        each.require()
     return results
 
 
@@ -134,6 +139,32 @@ def _quiet() -> None:
 
 
 # stages
+
+
+def _targets(cfg: DictConfig) -> list[qat.Target]:
+    """The target and those that the same training also serves, each able to run here."""
+    targets = [qat.Target.parse(plain(cfg, "target")), *(qat.Target.parse(name) for name in plain(cfg, "also"))]
+    for target in targets:
+        require_installed(target)
+        if target.needs_vnni and target.weight_bits > 7:
+            message = machine.saturation(target.name, machine.cpu())
+            if message:
+                log.warning(message)
+    return targets
+
+
+def _elsewhere(
+    prepared: PreparedModel, targets: list[qat.Target], folder: Path, data: ImageData, tolerance: Tolerance
+) -> dict[str, ParityReport]:
+    """The same integers exported to each further target, with its parity."""
+    integer, found = qat.convert(prepared) if targets else None, {}
+    for target in targets:
+        assert integer is not None
+        artifact = qat.export(integer, folder / f"int8-{target.name}{target.artifact}", target=target)
+        found[target.name] = qat.verify(prepared, artifact, data.val_dataloader(), tolerance=tolerance, strict=False)
+        deployed = found[target.name].stages[-1]
+        log.info("%s: agreement %.2f %%, at most %.1f steps", deployed.name, deployed.agreement, deployed.max_steps)
+    return found
 
 
 def _source(cfg: DictConfig) -> ModelSource:

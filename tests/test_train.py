@@ -114,3 +114,19 @@ def test_unknown_model_lists_the_known_ones(tmp_path):
     assert process.returncode == 1
     for name in ("mobilenet_v2", "resnet18", "resnet20"):
         assert name in process.stderr
+
+
+@pytest.mark.runtime
+def test_one_training_for_two_targets(tmp_path, run):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    folder = tmp_path / "two"
+    process = train(run[0].parent, f"hydra.run.dir={folder}", "also=[openvino]", "qat.epochs=0")
+    assert process.returncode == 0, process.stderr
+    assert json.loads((folder / "results.json").read_text())["also"]["openvino"]["agreement"] >= 99.0
+    assert (folder / "int8-openvino.xml").is_file()
+
+
+def test_targets_whose_grids_differ(tmp_path):
+    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", "also=[tensorrt]")
+    assert process.returncode == 1
+    assert "one training cannot serve onnxruntime, tensorrt: activation_signed is True for tensorrt" in process.stderr
