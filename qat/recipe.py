@@ -86,6 +86,7 @@ class QuantRecipe:
     def __post_init__(self) -> None:
         """Validate what spans both tensors."""
         object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "override", dict(self.override or {}))  # null in YAML, where {} takes no new keys
         for pattern, change in self.override.items():
             if not isinstance(change, Mapping) or not change or set(change) - set(TENSORS):
                 raise ConfigError(f"override[{pattern!r}] needs a mapping of weight or activation, got {change!r}")

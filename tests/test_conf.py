@@ -96,3 +96,9 @@ def test_a_recipe_refuses_unknown_keys():
     cfg = composed("+quant.weight.bit=4")
     with pytest.raises(ConfigError, match=r"unknown key of quant.weight 'bit'. Did you mean bits"):
         qat.QuantRecipe.parse(plain(cfg, "quant"))
+
+
+def test_overrides_are_given_on_the_command_line():
+    cfg = composed("quant=w4a4_lsq", "quant.override={layer1.*: {weight: {bits: 3}}, fc: {activation: {bits: 6}}}")
+    recipe = qat.QuantRecipe.parse(plain(cfg, "quant"))
+    assert recipe.override == {"layer1.*": {"weight": {"bits": 3}}, "fc": {"activation": {"bits": 6}}}
