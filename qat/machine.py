@@ -47,9 +47,9 @@ def saturation(target: str, cpu: dict[str, object]) -> str:
     isa = cpu["isa"]
     assert isinstance(isa, list)
     return (
-        f"target {target} will not be exact on this machine: {cpu['name']} has no VNNI ({', '.join(isa) or 'none'}), and "
-        "sums of 8-bit products saturate. target.weight_bits=7 is exact here; the parity table will say how far 8 bits "
-        "are off"
+        f"target {target} will not be exact on this machine: {cpu['name']} has no VNNI ({', '.join(isa) or 'none'}), "
+        "and sums of 8-bit products saturate. target.weight_bits=7 is exact here; the parity table will say how far "
+        "8 bits are off"
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import qat
 from qat import machine
-from qat.artifact import Artifact
+from qat.artifact import Artifact, fingerprint
 from qat.data import ImageData
 from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
@@ -106,7 +106,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             top1["qat"] = top1["ptq"]
 
         prepared = _prepared(module).cpu()
-        artifacts, float_file = _export(prepared, baseline.model, example, folder, target, clock)
+        about = _about(baseline.model, data, top1["qat"])
+        artifacts, float_file = _export(prepared, baseline.model, example, folder, target, clock, about)
         with clock("verify"):
             report = qat.verify(
                 prepared, artifacts[target.artifact], data.val_dataloader(),
@@ -321,15 +322,36 @@ def _prepared(module: Classifier) -> PreparedModel:
     return module.model
 
 
+def _about(baseline: nn.Module, data: ImageData, top1: float) -> dict[str, str]:
+    """What the artefact says about itself: where it comes from, and what its input is."""
+    found = {
+        "data": type(data).__name__,
+        "top1": f"{top1:.2f}",
+        "float_sha256": fingerprint(baseline),
+        "versions": json.dumps(machine.versions()),
+    }
+    normalization = getattr(data, "normalization", None)
+    if normalization is not None:
+        about = {"size": data.input_shape[1:], "mean": normalization.mean, "std": normalization.std}
+        found["preprocessing"] = json.dumps({**about, "classes": data.class_names})
+    return found
+
+
 def _export(
-    prepared: PreparedModel, baseline: nn.Module, example: Tensor, folder: Path, target: qat.Target, clock: Stopwatch
+    prepared: PreparedModel,
+    baseline: nn.Module,
+    example: Tensor,
+    folder: Path,
+    target: qat.Target,
+    clock: Stopwatch,
+    about: dict[str, str],
 ) -> tuple[dict[str, Artifact], Artifact]:
     """The int8 artefacts by suffix, and the float model in the target's format to compare with."""
     with clock("convert"):
         integer = qat.convert(prepared)
     with clock("export"):
         suffixes = dict.fromkeys((".onnx", ".pt2", target.artifact))
-        artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}") for suffix in suffixes}
+        artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}", metadata=about) for suffix in suffixes}
         float_file = qat.export(baseline.cpu().eval(), folder / f"float{target.artifact}", (example,))
     return artifacts, float_file
 

@@ -58,6 +58,9 @@ def test_run_leaves_everything_that_scripts_rely_on(run):
     assert results["recipe"] == "w8a8"
     assert results["target"] == "onnxruntime"
     assert results["int8_mac_share"] == 1.0
+    about = {p.key: p.value for p in onnx.load(folder / "int8.onnx").metadata_props}
+    assert {"data", "top1", "float_sha256", "versions", "fingerprint", "target"} <= set(about)
+    assert json.loads(about["preprocessing"])["classes"] == [str(i) for i in range(10)]
     assert results["examples"] == 360
     assert "in integers" in (folder / "plan.txt").read_text()
     assert "8 -> 7 bits" in (folder / "plan.txt").read_text()
