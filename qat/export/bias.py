@@ -20,9 +20,9 @@ def float_biases(integer: fx.GraphModule) -> fx.GraphModule:
     model = copy.deepcopy(integer)
     for node in list(model.graph.nodes):
         if node.target in DEQUANTIZE and node.args[-1] is torch.int32:
-            bias = model.get_buffer(node.args[0].target).double()
+            bias = model.get_buffer(str(node.args[0].target)).double()
             scale, reads = node.args[1], node.all_input_nodes
-            value = bias * (model.get_buffer(scale.target) if isinstance(scale, fx.Node) else scale)
+            value = bias * (model.get_buffer(str(scale.target)) if isinstance(scale, fx.Node) else scale)
             with model.graph.inserting_before(node):
                 stored = buffer(model, f"{node.args[0].target}_float", value.float())
             node.replace_all_uses_with(stored)

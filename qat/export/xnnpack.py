@@ -69,7 +69,7 @@ def _keeps_batch(node: fx.Node) -> bool:
 
 def _strided(node: fx.Node) -> tuple[int, int] | None:
     """Steps of `x[:, :, ::a, ::b]` on an image; None for any other index."""
-    index = node.args[1]
+    index: Any = node.args[1]
     if len(_shape(node.args[0])) != 4 or not isinstance(index, tuple) or len(index) != 4:
         return None
     if not all(isinstance(i, slice) and i.start in (None, 0) and i.stop is None for i in index):
@@ -80,7 +80,8 @@ def _strided(node: fx.Node) -> tuple[int, int] | None:
 
 def _channel_padding(node: fx.Node) -> tuple[int, int] | None:
     """Channels of zeros before and behind an image's own; None when anything else is padded."""
-    width = tuple(node.args[1])
+    padding: Any = node.args[1]
+    width = tuple(padding)
     if len(_shape(node.args[0])) != 4 or len(width) != 6 or any(width[:4]) or min(width) < 0:
         return None
     return width[4], width[5]
