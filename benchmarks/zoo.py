@@ -129,13 +129,16 @@ def bad_gradients(prepared: nn.Module, x: Tensor) -> list[str]:
     return [n for n, p in prepared.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
 
 
-def prove(name: str, size: int | None) -> dict[str, Any]:
-    """All figures of one model."""
+def prove_named(name: str, size: int | None) -> dict[str, Any]:
+    """All figures of one model of the zoo, with random weights and images."""
     torch.manual_seed(0)
     model, size = load(name, size)
-    randomize(model)
-    x = torch.randn(EXAMPLES, 3, size, size)
-    row: dict[str, Any] = {"model": name, "size": size}
+    return {"model": name, "size": size, **prove(randomize(model), torch.randn(EXAMPLES, 3, size, size))}
+
+
+def prove(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """All figures of one model."""
+    row: dict[str, Any] = {}
 
     def timed(key: str, function: Any) -> Any:
         start = time.perf_counter()
@@ -249,7 +252,7 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", help="torchvision/NAME or timm/NAME; all by default")
     parser.add_argument("--size", type=int, help="pixels, for all; by default small, where the model takes that")
@@ -260,12 +263,12 @@ def main() -> int:
         "--json", type=Path, help="append figures here, one model a line, and do not repeat those in it"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     if args.one:
         warnings.simplefilter("ignore")
         try:
-            row = prove(args.one, args.size)
+            row = prove_named(args.one, args.size)
         except (QatError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:
             row = {"model": args.one, "error": f"{type(error).__name__}: {error}"[:600]}
         print(json.dumps(row))

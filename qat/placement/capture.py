@@ -70,7 +70,7 @@ def capture(
     if captured is not None and not any(_closed(node) for g in (captured.train, captured.eval) for node in g.nodes):
         return captured
     inputs = inspect.signature(model.forward).bind(*example_inputs, **example_kwargs).arguments
-    return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs))
+    return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs, defaults))
 
 
 def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], Tracer]) -> Capture:

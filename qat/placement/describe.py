@@ -71,7 +71,7 @@ def _operator(
         integer=integer,
         fused=tuple(parts),
         weight=choices.of_weight(name).spec.short if integer and role is Role.WEIGHTED else None,
-        output=choices.of_activation(name).spec.short if point is not None else None,
+        output=choices.of_activation(name).spec.short if point is not None else "float" if tail else None,
         why="" if integer else _reason(name, role, excluded),
         macs=macs_per_example(node, module),
     )

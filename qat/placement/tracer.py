@@ -112,11 +112,18 @@ class SizedTracer(Tracer):
 
     Args:
         leaf_modules: classes to keep whole.
+        constants: arguments that are fixed at a value, for which fx numbers the placeholders.
         inputs: by name of placeholder; those whose first dimension is as long as the first tensor's have a batch.
     """
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...], inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        leaf_modules: tuple[type[nn.Module], ...],
+        inputs: Mapping[str, Any],
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(leaf_modules)
+        self.constants = dict(constants or {})
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         batch = next((len(x) for x in inputs.values() if isinstance(x, Tensor) and x.ndim), None)
         self.inputs = {name: self._fake(value, batch) for name, value in inputs.items()}
@@ -190,7 +197,9 @@ class SizedTracer(Tracer):
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self.inputs.get(str(node.target))
+            name = str(node.target)
+            fixed = (value for key, value in self.constants.items() if name.startswith(f"{key}_"))
+            return self.inputs[name] if name in self.inputs else next(fixed, None)
         if node.op == "get_attr":
             return self.mode.from_tensor(_attribute(self.root, str(node.target)))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)

@@ -1,0 +1,114 @@
+"""Families, small: with fake-quant off they are the float model, every weight learns, the artefact is the model.
+
+The models themselves, at their own widths, are `pytest -m slow`, and docs/zoo.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import convnext, densenet, efficientnet, mobilenetv3, shufflenetv2, swin_transformer
+from torchvision.models.vision_transformer import VisionTransformer
+
+FLIPS = 4.0  # steps of the output: a value at a tie rounds the other way, and random weights pass that on
+MEAN = 1.0  # steps, of all logits
+
+
+@pytest.fixture(scope="module")
+def zoo() -> ModuleType:
+    path = Path(__file__).parent.parent / "benchmarks" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def swin(version: int) -> nn.Module:
+    blocks = (swin_transformer.SwinTransformerBlock, swin_transformer.SwinTransformerBlockV2)
+    merging = (swin_transformer.PatchMerging, swin_transformer.PatchMergingV2)
+    return swin_transformer.SwinTransformer(
+        patch_size=[2, 2], embed_dim=8, depths=[2, 1], num_heads=[2, 2], window_size=[4, 4], num_classes=10,
+        stochastic_depth_prob=0.2, block=blocks[version - 1], downsample_layer=merging[version - 1],
+    )  # fmt: skip
+
+
+def mobilenet() -> nn.Module:
+    config = partial(mobilenetv3.InvertedResidualConfig, dilation=1, width_mult=1.0)
+    settings = [
+        config(8, 3, 16, 8, True, "RE", stride=2),
+        config(8, 3, 16, 8, True, "HS", stride=1),
+    ]
+    return mobilenetv3.MobileNetV3(settings, last_channel=32, num_classes=10)
+
+
+def efficient() -> nn.Module:
+    settings = [efficientnet.MBConvConfig(4, 3, 1, 8, 8, 2), efficientnet.FusedMBConvConfig(2, 3, 2, 8, 16, 2)]
+    return efficientnet.EfficientNet(settings, dropout=0.2, stochastic_depth_prob=0.2, num_classes=10)
+
+
+def convnext_tiny() -> nn.Module:
+    blocks = [convnext.CNBlockConfig(8, 16, 1), convnext.CNBlockConfig(16, None, 1)]
+    return convnext.ConvNeXt(blocks, stochastic_depth_prob=0.2, num_classes=10)
+
+
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
+    "vit": (
+        lambda: VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10),
+        {"layernorm": 3, "softmax": 1, "gelu": 1},
+    ),
+    "swin": (lambda: swin(1), {"softmax": 3, "gelu": 3}),
+    "swin_v2": (lambda: swin(2), {"softmax": 3, "gelu": 3}),
+    "densenet": (lambda: densenet.DenseNet(4, (2, 2), 8, num_classes=10), {}),
+    "shufflenet": (lambda: shufflenetv2.ShuffleNetV2([2, 2, 2], [8, 8, 16, 16, 16], num_classes=10), {}),
+    "mobilenet_v3": (mobilenet, {"hardswish": 5, "hardsigmoid": 2}),
+    "efficientnet": (efficient, {"silu": 10}),
+    "convnext": (convnext_tiny, {"gelu": 2}),
+}
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(zoo, family):
+    build, in_float = FAMILIES[family]
+    row = zoo.prove(zoo.randomize(build()), torch.randn(zoo.EXAMPLES, 3, 32, 32))
+    assert row["off"] == {"eval": 0.0, "train": 0.0, "again": 0.0} or family == "vit"  # torch's attention is closed
+    assert max(row["off"].values()) <= zoo.SAME
+    assert row["bad_gradients"] == []
+    assert row["int8_macs"] == 1.0
+    assert {kind: row["float_ops"].get(kind) for kind in in_float} == in_float
+    for stage in ("torch", "off_ort", "ort"):
+        assert row[stage]["max"] <= FLIPS, stage
+        assert row[stage]["mean"] <= MEAN, stage
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_timm_family(zoo, name):
+    timm = pytest.importorskip("timm", reason="an extra")
+    model = timm.create_model(name, pretrained=False, num_classes=10)
+    row = zoo.prove(zoo.randomize(model), torch.randn(zoo.EXAMPLES, 3, 160, 160))
+    assert max(row["off"].values()) <= zoo.SAME
+    assert row["bad_gradients"] == []
+    assert row["int8_macs"] == 1.0
+    assert not {"batch_norm", "batchnorm2d", "identity"} & set(row["float_ops"])
+    assert max(row["off_ort"]["max"], row["ort"]["max"]) <= FLIPS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(10))
+def test_whole_zoo(zoo, part):
+    pytest.importorskip("timm", reason="an extra")
+    names = zoo.names()[part::10]
+    assert zoo.main(["--models", *names, "--limit", "900"]) == 0
