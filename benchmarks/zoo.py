@@ -65,7 +65,8 @@ def load(name: str, size: int | None) -> tuple[nn.Module, int]:
         import timm
 
         model = timm.create_model(leaf, pretrained=False)
-        fixed = model.default_cfg.get("fixed_input_size") or "window" in leaf or "maxvit" in leaf
+        needs = ("window", "maxvit", "bat_")  # sizes that windows divide
+        fixed = model.default_cfg.get("fixed_input_size") or any(n in leaf for n in needs)
         return model, size or (model.default_cfg["input_size"][-1] if fixed else 2 * SIZE)
     least = {"inception_v3": 299}  # its auxiliary head, in training, needs more than its body
     settings = {"init_weights": False} if leaf in ("googlenet", "inception_v3") else {}

@@ -117,7 +117,7 @@ def _integer_modules(prepared: PreparedModules) -> Any:
         weight = (q, weight_scale, spec.qmin, spec.qmax)
         root.set_submodule(name, IntegerLayer(functional_form(layer), weight, steps, grid))
     integer = root.eval().requires_grad_(False)
-    integer.meta = {"prepared": {**_about(prepared), "sites": ()}}
+    integer.__dict__["meta"] = {"prepared": {**_about(prepared), "sites": ()}}  # where a GraphModule has it
     return integer
 
 
@@ -218,7 +218,8 @@ class _Converter:
         if node.op in ("placeholder", "output") or not inputs or any(n not in self.constants for n in inputs):
             return False
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.constants[n])
+        arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self.constants[n])
+        args, kwargs = arguments
         if isinstance(module, FakeQuantize):
             module.require_calibrated(str(node.target))
             q = module.integers(clamp(args[0], kwargs.get("activation", IDENTITY)))
@@ -227,7 +228,7 @@ class _Converter:
         elif node.op == "call_method":
             self.constants[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
-            called = module if node.op == "call_module" else node.target
+            called = cast(Callable[..., Any], module if node.op == "call_module" else node.target)
             self.constants[node] = called(*args, **kwargs)
         return True
 
@@ -264,7 +265,8 @@ class _Converter:
 
         Exporters merge operators that compute the same, and sites would lose count.
         """
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: _Same(id(self.values.get(n, n))))
+        same: Any = lambda n: _Same(id(self.values.get(n, n)))  # noqa: E731
+        arguments = fx.node.map_arg((node.args, node.kwargs), same)
         called = repr(self.modules[str(node.target)]) if node.op == "call_module" else node.target  # pooling, say
         key = (node.op, called, repr(arguments))
         if key not in self.moved:
@@ -347,7 +349,8 @@ class _Converter:
     def _function(self, node: fx.Node, layer: FakeQuantFunction) -> fx.Node:
         """A functional layer, whose weight and bias are constants here."""
         source, quantizer = self._source(node), layer.weight_quantizer
-        weight, bias = (self.constants[n] if isinstance(n, fx.Node) else None for n in node.args[1:3])
+        weight: Any = self.constants[cast(fx.Node, node.args[1])]
+        bias: Any = self.constants[node.args[2]] if isinstance(node.args[2], fx.Node) else None
         q, scale = quantizer.integers(weight), quantizer.scale.clone()
         parameters = self._parameters(node, source, q, scale, bias, quantizer.spec.qmin, quantizer.spec.qmax)
         return self._call(getattr(F, layer.name), self._read(node.all_input_nodes[0]), *parameters, *node.args[3:])

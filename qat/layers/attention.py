@@ -67,7 +67,7 @@ class OpenAttention(nn.MultiheadAttention):
             raise NotImplementedError("add_bias_kv and add_zero_attn are not opened")
         return adopt(layer, cls)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,

@@ -25,6 +25,11 @@ class IntegerLayer(nn.Module):
         grid: scale, zero point, ends and type of the input's integers.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias: Tensor | None
+
     def __init__(
         self,
         function: Callable[[Tensor, Tensor, Tensor | None], Tensor],

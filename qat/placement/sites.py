@@ -89,10 +89,10 @@ def find_sites(
     for node, role in roles.items():
         if role is Role.ARITHMETIC and not all(n in known for n in grid_inputs(node, role)):
             roles[node] = Role.FLOAT  # a mask of -100 or -inf would stretch the grid of the sum
+    sites = Sites(names=names, roles=roles)
     for node, role in roles.items():
         if role is Role.ARITHMETIC and function_name(node) in SUMS and _feeds_softmax(node, modules, sites):
             roles[node] = Role.FLOAT
-    sites = Sites(names=names, roles=roles)
     while True:
         before = len(sites.points)
         _pass(graph, modules, sites)

@@ -92,9 +92,12 @@ class SizedProxy(fx.Proxy):
         """Length of a tensor or tuple."""
         return len(self.value)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         """Elements of a tensor or tuple."""
-        return iter([self[i] for i in range(len(self.value))])
+        elements = [
+            self.tracer.create_proxy("call_function", operator.getitem, (self, i), {}) for i in range(len(self))
+        ]
+        return iter(elements)
 
     def __bool__(self) -> bool:
         """A condition on sizes, decided by the example."""
