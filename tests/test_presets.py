@@ -47,7 +47,7 @@ def test_a_variant_states_only_its_difference():
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown recipe 'w8a9'\. Did you mean .*w8a8.*\? Known: .*w4a8.*w8a8"):
         load_preset("quant", "w8a9")
-    with pytest.raises(ConfigError, match=r"unknown target 'onnx'\. .*Known: onnxruntime, onnxruntime_vnni"):
+    with pytest.raises(ConfigError, match=r"unknown target 'onnx'\. .*Known: .*onnxruntime, onnxruntime_vnni"):
         load_preset("target", "onnx")
 
 

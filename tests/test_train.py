@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def train(folder: Path, *overrides: str, quick: bool = True) -> subprocess.Compl
         f"cache_dir={folder}/cache",
         *(o for o in overrides if not o.startswith("-")),
     ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # another test runs beside
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280, env=alone)
 
 
 @pytest.fixture(scope="module")
