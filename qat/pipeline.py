@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -142,9 +143,17 @@ def _quiet() -> None:
 # stages
 
 
+def _listed() -> list[str]:
+    """The names of `target=[A, B]`, of which Hydra would make one target, B's keys over A's; empty for `target=A`."""
+    if not HydraConfig.initialized() or "target" in HydraConfig.get().runtime.choices:
+        return []
+    given = [o.partition("=")[2] for o in HydraConfig.get().overrides.task if o.startswith("target=[")]
+    return [str(name) for name in OmegaConf.create(given[-1])] if given else []
+
+
 def _targets(cfg: DictConfig) -> list[qat.Target]:
     """The target and those that the same training also serves, each able to run here."""
-    targets = [qat.Target.parse(plain(cfg, "target")), *(qat.Target.parse(name) for name in plain(cfg, "also"))]
+    targets = [qat.Target.parse(value) for value in (*(_listed() or [plain(cfg, "target")]), *plain(cfg, "also"))]
     for target in targets:
         require_installed(target)
         if target.needs_vnni and target.weight_bits > 7:
@@ -220,7 +229,8 @@ def _float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Cl
     module = _classifier(cfg, "float", model, data)
     start = {"weights": source.weights, "reset_head": bool(cfg.init_reset_head)}
     if cfg.init_from is not None:
-        loaded = load_float(model, cfg.init_from, rename=plain(cfg, "init_rename"), strict=cfg.init_strict, head=head)
+        rename = plain(cfg, "init_rename") or {}
+        loaded = load_float(model, cfg.init_from, rename=rename, strict=cfg.init_strict, head=head)
         log.info("%s", loaded)
         start["sha256"] = loaded.sha256
     if (cfg.init_from is not None or source.weights) and not head:

@@ -125,7 +125,7 @@ def test_unknown_model_lists_the_known_ones(tmp_path):
 def test_one_training_for_two_targets(tmp_path, run):
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     folder = tmp_path / "two"
-    process = train(run[0].parent, f"hydra.run.dir={folder}", "also=[openvino]", "qat.epochs=0")
+    process = train(run[0].parent, f"hydra.run.dir={folder}", "target=[onnxruntime,openvino]", "qat.epochs=0")
     assert process.returncode == 0, process.stderr
     assert json.loads((folder / "results.json").read_text())["also"]["openvino"]["agreement"] >= 99.0
     assert (folder / "int8-openvino.xml").is_file()
