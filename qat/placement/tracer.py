@@ -86,6 +86,8 @@ class SizedProxy(fx.Proxy):
                 return getattr(self.value, name)
             if name in ("T", "mT", "data", "device"):
                 return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        elif isinstance(found := getattr(self.value, name, None), NUMBERS):  # x.device.type
+            return found
         return super().__getattr__(name)
 
     def __len__(self) -> int:
