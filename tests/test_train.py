@@ -29,7 +29,7 @@ def train(folder: Path, *overrides: str, quick: bool = True) -> subprocess.Compl
         f"cache_dir={folder}/cache",
         *(o for o in overrides if not o.startswith("-")),
     ]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # another test runs beside
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}  # another test runs beside
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280, env=alone)
 
 

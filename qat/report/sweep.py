@@ -18,7 +18,7 @@ def sweep_table(folder: str | Path) -> Table:
     """One row per job: its overrides and what came of it; a job without results is listed as failed."""
     table = Table(title=f"Sweep in {folder}", title_style="bold", title_justify="left")
     for column in ("job", "overrides"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("float", "PTQ", "QAT", "int8", "agreement", "size", "latency", "gate"):
         table.add_column(column, justify="right")
     rows = []
