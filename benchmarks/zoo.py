@@ -71,12 +71,8 @@ def load(name: str, size: int | None) -> tuple[nn.Module, int]:
     least = {"inception_v3": 299}  # its auxiliary head, in training, needs more than its body
     settings = {"init_weights": False} if leaf in ("googlenet", "inception_v3") else {}
     smallest = torchvision.models.get_model_weights(leaf).DEFAULT.meta["min_size"][0]  # type: ignore[attr-defined]
-    fixed = leaf.startswith(
-        ("vit", "swin", "maxvit", "inception")
-    )  # inception's auxiliary head needs more than its body
-    return torchvision.models.get_model(leaf, weights=None, **settings), size or (
-        224 if fixed else max(SIZE, least.get(leaf, smallest))
-    )
+    usual = 224 if leaf.startswith(("vit", "swin", "maxvit")) else max(SIZE, least.get(leaf, smallest))
+    return torchvision.models.get_model(leaf, weights=None, **settings), size or usual
 
 
 @torch.no_grad()
