@@ -10,7 +10,8 @@ QatError
 ├── NumericsError      NaN or Inf in weights, activations or loss; names module and step
 ├── ExportError        an operator the exporter does not know, a file that cannot be written
 ├── ArtifactError      the runtime refused or failed to run the artefact
-└── ParityError        the artefact departs from the trained model; names the first layer
+├── ParityError        the artefact departs from the trained model; names the first layer
+└── ReportError        a folder that no run left, or a record that cannot be read
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class ArtifactError(QatError):
 
 class ParityError(QatError):
     """The artefact does not behave like the model that was trained."""
+
+
+class ReportError(QatError):
+    """A report is asked of what no run left behind."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

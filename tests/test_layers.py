@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": GRIDS | {"component"},
     "models": GRIDS | {"component", "files"},
     "report": GRIDS | {"files"},
+    "recorder": WORDS | NUMERICS | VERBS | {"report", "runtime"},
     "settings": {"errors"},
 }
 MAY_IMPORT["__init__"] = WORDS | VERBS | {"artifact", "export", "verify"}  # what `import qat` offers
