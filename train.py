@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qat.errors import QatError
 from qat.pipeline import run
+from qat.report.objective import objectives, require_objectives, write_failure
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Run once; returns the objective of a sweep, the int8 artefact's top-1 in percent."""
+def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """Run once; returns the objectives of a sweep, None for a job of a sweep that failed: the others go on."""
     try:
-        return run(cfg)["top1"]["int8"]
-    except QatError as error:
+        wanted = require_objectives(cfg.objective)
+        return objectives(run(cfg), wanted)
+    except Exception as error:
+        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+        if not isinstance(error, QatError):
+            if not sweeping:
+                raise
+            traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        if not sweeping:
+            raise SystemExit(1) from None
+        write_failure(cfg.run_dir, error)
+        return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""The summary of a sweep: one table over the run folders below it, best int8 first."""
+"""A sweep's beginning and end: where it goes on after an interruption, one table, the failures, a Pareto plot.
+
+sweep folder/
+  0, 1, 2, ...      a run folder each: results.json, or error.txt with the message
+  study.db          Optuna's trials, where hparams_search=optuna
+  pareto.svg        int8 top-1 against size and latency
+"""
 
 from __future__ import annotations
 
@@ -7,31 +13,46 @@ from typing import Any
 
 import yaml
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-from rich.console import Console
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from qat.errors import QatError
 from qat.report.card import read_results
+from qat.report.objective import read_failure
+from qat.report.pareto import pareto_plot
+
+PLOT = "pareto.svg"
 
 
-def sweep_table(folder: str | Path) -> Table:
-    """One row per job: its overrides and what came of it; a job without results is listed as failed."""
+def sweep_table(folder: str | Path) -> RenderableType:
+    """One row per job, best int8 first: its overrides and what came of it; then why jobs failed."""
     table = Table(title=f"Sweep in {folder}", title_style="bold", title_justify="left")
     for column in ("job", "overrides"):
         table.add_column(column, overflow="fold")
     for column in ("float", "PTQ", "QAT", "int8", "agreement", "size", "latency", "gate"):
         table.add_column(column, justify="right")
-    rows = []
-    for run in sorted((p for p in Path(folder).iterdir() if p.is_dir()), key=_number):
-        overrides = ", ".join(yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) or [])
+    rows, failures = [], []
+    for run in job_folders(folder):
+        overrides = escape(", ".join(yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) or []))
+        if message := read_failure(run):
+            failures.append(f"job {run.name}: {message}")
         if not (run / "results.json").is_file():
-            rows.append((-1.0, (run.name, overrides, *[""] * 7, "[red]no results[/]")))
+            rows.append((-1.0, (run.name, overrides, *[""] * 7, "[red]failed[/]" if message else "[red]no results[/]")))
             continue
         r = read_results(run)
         rows.append((r["top1"]["int8"], (run.name, overrides, *_cells(r))))
     for _, cells in sorted(rows, key=lambda row: -row[0]):
         table.add_row(*cells)
-    return table
+    return Group(table, Text("\n".join(failures), style="red")) if failures else table
+
+
+def job_folders(folder: str | Path) -> list[Path]:
+    """The run folders of a sweep that were begun, by number."""
+    begun = (p for p in Path(folder).iterdir() if (p / ".hydra" / "overrides.yaml").is_file())
+    return sorted(begun, key=_number)
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -47,8 +68,44 @@ def _cells(r: dict[str, Any]) -> list[str]:
 
 
 class SweepSummary(Callback):
-    """Hydra callback: prints the table when a multirun ends."""
+    """Hydra callback: lets a search go on in its folder, and sums a multirun up when it ends."""
+
+    def __init__(self) -> None:
+        _register()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As `__init__`, in the processes of parallel jobs."""
+        self.__dict__.update(state)
+        _register()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder; where it has jobs of a search, count them as trials and number the next ones behind them."""
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)  # Optuna opens its file before there is a job
+        with read_write(config), read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.sweep.dir = str(folder)  # the clock is read once
+            jobs = job_folders(folder)
+            if "n_trials" not in config.hydra.sweeper or not jobs:
+                return
+            done = sum((job / "results.json").is_file() or bool(read_failure(job)) for job in jobs)
+            config.hydra.sweeper.n_trials = max(0, config.hydra.sweeper.n_trials - done)
+            first = 1 + max(_number(job)[0] for job in jobs)
+            config.hydra.sweep.subdir = f"${{qat_job:${{hydra.job.num}},{first}}}"
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the summary of the sweep's folder."""
-        Console().print(sweep_table(config.hydra.sweep.dir))
+        """Print the summary of the sweep's folder, and draw what has results."""
+        folder = Path(config.hydra.sweep.dir)
+        console = Console()
+        console.print(sweep_table(folder))
+        results = {job.name: read_results(job) for job in job_folders(folder) if (job / "results.json").is_file()}
+        try:
+            if results:
+                console.print(
+                    f"accuracy against size and latency: {pareto_plot(results, folder / PLOT)}", soft_wrap=True
+                )
+        except QatError as error:  # the table stands
+            console.print(f"no plot: {error}", soft_wrap=True)
+
+
+def _register() -> None:
+    OmegaConf.register_new_resolver("qat_job", lambda number, first: int(number) + int(first), replace=True)

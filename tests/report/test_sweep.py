@@ -1,0 +1,133 @@
+"""A sweep as a user runs it: failures are listed, searches go on in their folder, one table and one plot at the end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from qat.errors import ConfigError
+from qat.models import resnet20
+from qat.report.objective import objectives, read_failure, require_objectives, write_failure
+from qat.report.pareto import front, pareto_plot
+from qat.report.sweep import job_folders, sweep_table
+
+ROOT = Path(__file__).parents[2]
+RESULTS = {
+    "recipe": "w8a8", "top1": {"float": 98.1, "ptq": 97.5, "qat": 98.0, "int8": 98.33}, "agreement": 99.7,
+    "passed": True, "size_bytes": {"float": 8_900_000, "int8": 2_400_000}, "latency_ms": {"float": 1.5, "int8": 0.75},
+}  # fmt: skip
+
+
+def job(
+    folder: Path, name: str, *overrides: str, results: dict | None = None, failure: Exception | None = None
+) -> None:
+    (folder / name / ".hydra").mkdir(parents=True)
+    (folder / name / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
+    if results:
+        (folder / name / "results.json").write_text(json.dumps(results))
+    if failure:
+        write_failure(folder / name, failure)
+
+
+def text_of(renderable) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_table_lists_failures_with_their_message(tmp_path):
+    job(tmp_path, "0", "quant=w8a8", results=RESULTS)
+    job(tmp_path, "1", "quant=w4a4_lsq", failure=ConfigError("need [this], got that"))
+    job(tmp_path, "2", "quant=w4a8")
+    (tmp_path / "other").mkdir()  # not a job
+    text = text_of(sweep_table(tmp_path))
+    assert "98.33" in text
+    assert "job 1: ConfigError: need [this], got that" in text
+    assert text.count("no results") == 1
+    assert [p.name for p in job_folders(tmp_path)] == ["0", "1", "2"]
+    assert read_failure(tmp_path / "0") == ""
+
+
+def test_objectives_are_numbers_of_the_artefact():
+    assert objectives(RESULTS, require_objectives("top1")) == 98.33
+    assert objectives(RESULTS, require_objectives(["agreement", "size", "latency"])) == (99.7, 2_400_000.0, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("latncy", r"unknown objective 'latncy'. Did you mean latency"),
+        ([], r"need one objective or several different ones, got \[\]"),
+        (["top1", "top1"], r"several different ones, got \['top1', 'top1'\]"),
+    ],
+)
+def test_objectives_that_are_none(names, message):
+    with pytest.raises(ConfigError, match=message):
+        require_objectives(names)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1))
+def test_the_front_is_what_nothing_beats(points):
+    on = front(points)
+    kept = sorted({p for p, keep in zip(points, on, strict=True) if keep})
+    assert all(a[1] < b[1] for a, b in pairwise(kept))  # more cost, more gain
+    assert all(any(c <= p[0] and g >= p[1] for c, g in kept) for p in points)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:altair.*")
+def test_the_plot_shows_every_job(tmp_path):
+    pytest.importorskip("vl_convert", reason="the extra `sweep` is not installed")
+    path = pareto_plot({"0": RESULTS, "1": {**RESULTS, "recipe": "w4a8"}}, tmp_path / "pareto.svg")
+    svg = path.read_text()
+    assert all(word in svg for word in ("w8a8", "w4a8", "int8 top-1, %", "latency, ms", "file, kB"))
+
+
+def sweep(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    if not (tmp_path / "float.pt").is_file():
+        torch.save(resnet20().state_dict(), tmp_path / "float.pt")
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "model=resnet20", f"init_from={tmp_path}/float.pt",
+               "qat.epochs=0", "qat.calibration_batches=1", "latency.repeats=3", "verify.agreement=0",
+               "verify.top1=100",
+               "trainer.enable_progress_bar=false", f"cache_dir={tmp_path}/cache", f"hydra.sweep.dir={tmp_path}/sweep",
+               *overrides]  # fmt: skip
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280, env=alone)
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_failed_job_does_not_end_a_sweep(tmp_path):
+    process = sweep(tmp_path, "quant=w8a8", "qat.freeze_observers_at=0.9,0.5", "qat.freeze_bn_at=0.6")
+    assert process.returncode == 0, process.stderr
+    assert "job 0: ConfigError: need 0 <= freeze_observers_at" in " ".join(process.stdout.split())
+    assert (tmp_path / "sweep" / "1" / "results.json").is_file()
+    assert (tmp_path / "sweep" / "pareto.svg").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_search_goes_on_in_its_folder(tmp_path):
+    if find_spec("optuna") is None:
+        pytest.skip("the extra `sweep` is not installed")
+    if version("sqlalchemy") >= "2":
+        pytest.skip("optuna 2 stores nothing with SQLAlchemy 2; the extra `sweep` has 1.4")
+    search = ("hparams_search=optuna", "qat.optimizer.lr=0.01", "quant=choice(w8a8,w8a8_symmetric)")
+    first = sweep(tmp_path, *search, "hydra.sweeper.n_trials=1")
+    assert first.returncode == 0, first.stderr
+    second = sweep(tmp_path, *search, "hydra.sweeper.n_trials=2")
+    assert second.returncode == 0, second.stderr
+    assert [p.name for p in job_folders(tmp_path / "sweep")] == ["0", "1"]
+    assert "instead of creating a new one" in second.stderr + second.stdout
