@@ -1,0 +1,84 @@
+"""A run folder as the report reads it: what is there, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qat.errors import ReportError
+from qat.report.record import Layers, read
+
+TRACES = ("results.json", "plan.txt", "config.yaml", ".hydra", "train.log")
+Z = 1.959964  # 95 % of a normal distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One run.
+
+    Attributes:
+        name: of its folder.
+        results: `results.json`; None where the run did not end.
+        layers: the record of its operators, if there is one.
+        missing: what the report does without, one sentence each.
+    """
+
+    name: str
+    results: dict[str, Any] | None
+    layers: Layers | None
+    missing: tuple[str, ...]
+
+
+def read_run(path: str | Path) -> RunFolder:
+    """The run in a folder, as far as it went.
+
+    Raises:
+        ReportError: no folder, or one that no run wrote; a file in it is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ReportError(f"{path} is no folder; give the folder of a run, such as outputs/DATE_MODEL_RECIPE")
+    if not any((path / trace).exists() for trace in TRACES):
+        raise ReportError(f"{path} is no run: it has none of {', '.join(TRACES)}. Give the folder that a run wrote")
+    file, results, missing = path / "results.json", None, []
+    if file.is_file():
+        try:
+            results = json.loads(file.read_text())
+        except ValueError as error:
+            raise ReportError(f"{file} is damaged: {error}. Run again, or remove it to see the rest") from error
+    else:
+        missing.append("no results.json: the run did not end; its train.log says why")
+    layers = read(path, Layers)
+    if layers is None:
+        missing.append("no record/layers.json: the run is older than this report, or did not come that far")
+    return RunFolder(name=path.resolve().name, results=results, layers=layers, missing=tuple(missing))
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
+    """Several runs to compare.
+
+    Raises:
+        ReportError: two of the same name; as `read_run`.
+    """
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ReportError(f"two runs are called {', '.join(twice)}; rename a folder, the comparison goes by names")
+    return runs
+
+
+def wilson(percent: float, n: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of `n` examples, in percent (Wilson 1927).
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    """
+    p, z2 = percent / 100.0, Z * Z / n
+    half = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
+    return (
+        100.0 * max((p + z2 / 2 - half) / (1 + z2), 0.0),
+        100.0 * min((p + z2 / 2 + half) / (1 + z2), 1.0),
+    )

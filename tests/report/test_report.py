@@ -1,0 +1,119 @@
+"""The report of folders that are whole, incomplete or no runs; opened in a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from qat.errors import ReportError
+from qat.report.__main__ import main
+from qat.report.folder import read_run, read_runs, wilson
+from qat.report.page import render
+from qat.report.record import Layer, Layers, Values, write
+
+CHROMIUM = shutil.which("chromium")
+TOP1 = {"float": 98.1, "ptq": 97.5, "qat": 98.06, "int8": 98.33}
+RESULTS = {
+    "model": "Net<1>", "recipe": "w8a8", "target": "onnxruntime", "top1": TOP1, "agreement": 99.72, "examples": 360,
+    "size_bytes": {"float": 8_900_000, "int8": 2_400_000}, "latency_ms": {"float": 1.5, "int8": 0.75},
+    "int8_mac_share": 1.0, "passed": True, "failures": [], "departure": "", "seed": 0,
+    "parity": [{"name": "fake-quant", "top1": 98.06, "agreement": 100.0, "max_steps": 0.0, "mean_steps": 0.0}],
+    "cpu": {"name": "A CPU", "isa": ["avx2"], "threads": 2}, "versions": {"torch": "2.15.0"},
+}  # fmt: skip
+
+
+def values(snr: float) -> Values:
+    return Values(low=-1, high=1, counts=(1, 5, 9, 2) * 12, grid="int8", bits=8, grid_low=-0.5, grid_high=0.5,
+                  clipped=0.01, snr=snr)  # fmt: skip
+
+
+def layer(i: int) -> Layer:
+    return Layer(name=f"block{i}.conv", kind="conv2d", integer=True, weight=values(40.0), activation=values(30.0),
+                 snr=20.0 + (i * 7) % 200, ms=0.25)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    write(folder, Layers(layers=tuple(layer(i) for i in range(200)), examples=32))
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    return folder
+
+
+def test_the_interval_is_wilsons():
+    assert wilson(50.0, 100) == pytest.approx((40.383, 59.617), abs=1e-3)  # published tables
+    assert wilson(100.0, 10)[1] == pytest.approx(100.0)
+
+
+def test_the_report_of_200_operators_is_one_small_file_and_the_same_as_text(run):
+    assert main([str(run)]) == 0
+    html, text = (run / "report.html").read_text(), (run / "report.md").read_text()
+    assert len(html) < 5_000_000
+    assert "Net&lt;1&gt;" in html
+    assert "http" not in html
+    for part in ("98.33", "fake-quant", "block199.conv"):
+        assert part in html
+        assert part in text
+
+
+def test_what_is_missing_is_said_and_what_is_there_is_shown(tmp_path):
+    (tmp_path / "plan.txt").touch()
+    found = read_run(tmp_path)
+    assert [line.split(":")[0] for line in found.missing] == ["no results.json", "no record/layers.json"]
+    assert "the run did not end" in render([found], "report.html.j2")
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    assert "the run is older than this report" in render([read_run(tmp_path)], "report.md.j2")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ReportError, match=r"is no run: it has none of results\.json"):
+        read_run(tmp_path)
+    with pytest.raises(ReportError, match="is no folder; give the folder of a run"):
+        read_run(tmp_path / "nowhere")
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ReportError, match=r"results\.json is damaged"):
+        read_run(tmp_path)
+
+
+def test_two_runs_of_one_name_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "other" / "run")
+    with pytest.raises(ReportError, match="two runs are called run; rename a folder"):
+        read_runs([run, tmp_path / "other" / "run"])
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("ReportError: ")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_a_browser_sorts_and_searches_the_table_and_asks_nobody(run, tmp_path, width, scheme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    main([str(run)])
+    asked, said = [], []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((run / "report.html").as_uri())
+        gathered = page.locator("table.layers tbody tr td:nth-child(2)")
+        first = [float(text) for text in gathered.all_inner_texts()]
+        page.get_by_role("button", name="gathered, dB").click()
+        turned = [float(text) for text in gathered.all_inner_texts()]
+        page.get_by_role("searchbox").fill("block17.")
+        visible = page.locator("table.layers tbody tr:visible").count()
+        page.get_by_role("searchbox").fill("")
+        page.screenshot(path=tmp_path / f"{width}-{scheme}.png")
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        browser.close()
+    assert first == sorted(first)
+    assert turned == sorted(first, reverse=True)
+    assert visible == 1
+    assert overflow <= 0
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert said == []
