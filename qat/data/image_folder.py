@@ -6,7 +6,10 @@ root/val/CLASS/anything.jpg          evaluation: shorter side to resize_size, th
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,6 +24,8 @@ from qat.data.evaluation import Interpolation, resize_and_crop
 from qat.data.images import ImageBatches, decoding, input_shape, rgb
 from qat.data.normalization import Normalization
 from qat.errors import DataError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SIZE = 224  # ImageNet's
 LISTED = 5  # names of an error message
@@ -61,6 +66,8 @@ class ImageFolderData(ImageData):
         interpolation: Of resizing: "nearest", "bilinear" or "bicubic"; None is bilinear.
         mean: Of each channel, in 0 .. 1; None is ImageNet's.
         std: Of each channel, in 0 .. 1; None is ImageNet's.
+        skip_corrupt: Decode every image once at the start, and leave out, count and name those that do not decode;
+            otherwise the first one ends the run.
     """
 
     def __init__(
@@ -75,9 +82,11 @@ class ImageFolderData(ImageData):
         interpolation: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        skip_corrupt: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.root = Path(root).expanduser()
+        self.skip_corrupt = skip_corrupt
         self.image_size = at_least("image_size", IMAGE_SIZE if image_size is None else image_size, 1)
         usual = round(self.image_size * 8 / 7)
         self.resize_size = usual if resize_size is None else at_least("resize_size", resize_size, 1)
@@ -117,11 +126,34 @@ class ImageFolderData(ImageData):
             found = _names(entry.name for entry in self.root.iterdir() if entry.is_dir())
             raise DataError(f"{self.root} has no folder {split}/; need train/ and val/, found {found}")
         try:
-            return ImageFolder(folder)
+            listed = ImageFolder(folder)
         except FileNotFoundError as error:  # torchvision: no class folders, or some of them without images
             raise DataError(
                 f"{folder}: {str(error).rstrip('. ')}. Need {split}/CLASS/IMAGE with at least one image in every class."
             ) from error
+        if self.skip_corrupt:
+            # before there are rows: order, labels and batch sizes stay those of a folder without these files
+            corrupt = corrupt_files([file for file, _ in listed.samples])
+            if corrupt:
+                log.warning("%s: left out %d images that do not decode: %s", folder, len(corrupt), _names(corrupt))
+            listed.samples = [(file, label) for file, label in listed.samples if file not in corrupt]
+            listed.targets = [label for _, label in listed.samples]
+        return listed
+
+
+def corrupt_files(files: Sequence[str]) -> set[str]:
+    """Those that do not decode; as many threads as CPUs, because decoders let go of the interpreter."""
+
+    def decodes(file: str) -> bool:
+        try:
+            with decoding(file), Path(file).open("rb") as stream:
+                rgb(Image.open(stream)).load()
+        except DataError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {file for file, ok in zip(files, pool.map(decodes, files), strict=True) if not ok}
 
 
 def _names(names: Iterable[str]) -> str:
