@@ -30,9 +30,14 @@ from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
 from qat.models import ModelSource, head_of, load_float
 from qat.placement.prepared import PreparedModel
+from qat.recorder import record_layers
+from qat.report import record
 from qat.report.card import card
+from qat.report.folder import read_run
+from qat.report.page import write_report
 from qat.runtime import load, require_installed
 from qat.runtime.latency import interleaved
+from qat.runtime.profile import profile
 from qat.settings import build, plain
 from qat.target import joint
 from qat.training import (
@@ -121,6 +126,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     results["also"] = {name: asdict(other.stages[-1]) for name, other in others.items()}
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     Console().print(card(results))
+    if cfg.report:
+        _report(prepared, artifacts[target.artifact], data, folder)
     log.info("everything this run wrote: %s", folder)
     for each in (report, *others.values()):
         each.require()
@@ -372,6 +379,16 @@ def _latency(cfg: DictConfig, float_file: Artifact, int8_file: Artifact, example
     shape = (cfg.latency.batch_size, *example.shape[1:])
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return interleaved(runtimes, x, repeats=cfg.latency.repeats)
+
+
+def _report(prepared: PreparedModel, artifact: Artifact, data: ImageData, folder: Path) -> None:
+    """The record of the operators, and the report over all that the run wrote."""
+    try:
+        measured = profile(artifact, next(iter(data.val_dataloader()))[0][:1])
+        record.write(folder, record_layers(prepared, data.val_dataloader(), profile=measured))
+        log.info("report: %s", write_report([read_run(folder)], folder))
+    except Exception as error:  # whatever it is, a run that trained for hours does not end over its report
+        log.warning("no report: %s", error)
 
 
 def _tolerance(cfg: DictConfig) -> Tolerance:

@@ -174,7 +174,7 @@ def _layer(op: PlannedOp, prepared: PreparedModel, seen: _Seen, owned: Owned, pr
     output = seen.outputs.get(op.name)
     ms = None
     if profile is not None:
-        ms = profile.by_weight.get(op.name, profile.by_site.get(seen.sites.get(op.name, ""), 0.0))
+        ms = profile.by_weight.get(op.name, profile.by_site.get(seen.sites.get(op.name, "")))
     return Layer(
         name=op.name,
         kind=op.kind,
