@@ -15,7 +15,7 @@ from qat.files import replacing
 try:
     import altair as alt
 except ImportError:  # a sweep without a plot is a sweep all the same
-    alt = None
+    alt = None  # type: ignore[assignment]
 
 COSTS = {"size": "file, kB", "latency": "latency, ms"}
 

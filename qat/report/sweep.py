@@ -83,14 +83,17 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)  # Optuna opens its file before there is a job
         with read_write(config), read_write(config.hydra), open_dict(config.hydra):
-            config.hydra.sweep.dir = str(folder)  # the clock is read once
             jobs = job_folders(folder)
             if "n_trials" not in config.hydra.sweeper or not jobs:
                 return
             done = sum((job / "results.json").is_file() or bool(read_failure(job)) for job in jobs)
             config.hydra.sweeper.n_trials = max(0, config.hydra.sweeper.n_trials - done)
             first = 1 + max(_number(job)[0] for job in jobs)
-            config.hydra.sweep.subdir = f"${{qat_job:${{hydra.job.num}},{first}}}"
+            sampler = config.hydra.sweeper.sampler
+            if sampler.get("seed") is not None:
+                sampler.seed += first  # the same seed would draw the first trials again
+            # an override, because the config of every job is composed anew
+            config.hydra.overrides.hydra.append(f"hydra.sweep.subdir=${{qat_job:{first}}}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary of the sweep's folder, and draw what has results."""
@@ -108,4 +111,9 @@ class SweepSummary(Callback):
 
 
 def _register() -> None:
-    OmegaConf.register_new_resolver("qat_job", lambda number, first: int(number) + int(first), replace=True)
+    """`${qat_job:FIRST}`: the job's number where the first one is FIRST."""
+
+    def numbered(first: int, *, _root_: DictConfig) -> int:
+        return int(_root_.hydra.job.num) + int(first)
+
+    OmegaConf.register_new_resolver("qat_job", numbered, replace=True)
