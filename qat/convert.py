@@ -37,12 +37,13 @@ from qat.layers.integer import IntegerLayer
 from qat.placement.modules import PreparedModules
 from qat.placement.patterns import Role, role_of, scale_factor, spatial_mean
 from qat.placement.prepare import require_finite
-from qat.placement.prepared import PreparedModel
+from qat.placement.prepared import PreparedModel, device_of
 from qat.quantizers import FakeQuantize
 from qat.quantizers.observed import clamp
 
 OPS = torch.ops.quantized_decomposed
 Norm = nn.modules.batchnorm._BatchNorm
+FACTORIES = (torch.eye, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.tensor)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,14 @@ class _Converter:
             self.constants[node] = attribute(self.prepared, str(node.target))
             return True
         inputs = node.all_input_nodes
-        if node.op in ("placeholder", "output") or not inputs or any(n not in self.constants for n in inputs):
+        if node.op in ("placeholder", "output"):
+            return False
+        if _made_of_literals(node):
+            settings = {k: v for k, v in node.kwargs.items() if not isinstance(v, fx.Node)}  # `device=x.device`
+            made = cast(Callable[..., Tensor], node.target)(*node.args, **settings)
+            self.constants[node] = made.to(device_of(self.prepared), node.meta["val"].dtype)
+            return True
+        if not inputs or any(n not in self.constants for n in inputs):
             return False
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self.constants[n])
@@ -465,6 +473,12 @@ def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tens
     else:
         q, scale = quantizer.integers(layer.weight * layer.fold(gamma, var)), quantizer.scale.clone()
     return q, scale, new_bias
+
+
+def _made_of_literals(node: fx.Node) -> bool:
+    """A tensor made in the forward, the same for every input: `torch.eye(8, device=x.device)`."""
+    settings = {node.kwargs.get("device"), node.kwargs.get("dtype")}
+    return node.target in FACTORIES and "val" in node.meta and set(node.all_input_nodes) <= settings
 
 
 def _without_quantizers(module: nn.Module) -> nn.Module:

@@ -335,3 +335,24 @@ def test_broken_weights_are_named(prepared):
 def test_a_float_model_is_no_argument(small_net):
     with pytest.raises(PlacementError, match=r"convert needs a model from qat\.prepare, got SmallNet"):
         convert(small_net)
+
+
+def test_a_tensor_that_every_forward_makes_anew_is_stored_once(images, tmp_path):
+    """`torch.eye(3, device=x.device)` in each block: exporters merge equal ones, and sites would lose count."""
+
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv in (self.first, self.second):
+                x = conv(x).flatten(2) * torch.eye(3, dtype=x.dtype, device=x.device)[:, :1] + 1.0
+                x = x.unflatten(2, (8, 8))
+            return x.mean([2, 3])
+
+    prepared = calibrated(Mixes(), images)
+    integer = convert(prepared)
+    assert not calls(integer, torch.eye)
+    artifact = qat.export(integer, tmp_path / "mixes.onnx")
+    assert qat.verify(prepared, artifact, [images]).passed
