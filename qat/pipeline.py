@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
 from qat.models import ModelSource, head_of, load_float
 from qat.placement.prepared import PreparedModel
-from qat.recorder import record_layers
+from qat.recorder import TrainingRecorder, record_classes, record_layers, record_run
 from qat.report import record
 from qat.report.card import card
 from qat.report.folder import read_run
@@ -51,6 +52,9 @@ from qat.training import (
 from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
+
+# phases of the schedule, as the report names them, and the key that says where each starts
+PHASES = {"ranges move": "", "ranges frozen": "freeze_observers_at", "BatchNorm frozen too": "freeze_bn_at"}
 
 
 class Stopwatch:
@@ -127,7 +131,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     Console().print(card(results))
     if cfg.report:
-        _report(prepared, artifacts[target.artifact], data, folder)
+        _report(prepared, baseline, artifacts[target.artifact], data, folder)
     log.info("everything this run wrote: %s", folder)
     for each in (report, *others.values()):
         each.require()
@@ -305,7 +309,8 @@ def _fit(
 
 
 def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Callback, ...]) -> pl.Trainer:
-    extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed)]
+    phases = {name: cfg.qat[key] if key else 0.0 for name, key in PHASES.items()} if section == "qat" else {}
+    extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed), TrainingRecorder(folder, section, phases)]
     if section == "qat":  # the float baseline is kept by the cache
         checkpoints = folder / "checkpoints"
         extra.append(ModelCheckpoint(checkpoints, "best", monitor="val/top1", mode="max", save_last=True))
@@ -381,14 +386,30 @@ def _latency(cfg: DictConfig, float_file: Artifact, int8_file: Artifact, example
     return interleaved(runtimes, x, repeats=cfg.latency.repeats)
 
 
-def _report(prepared: PreparedModel, artifact: Artifact, data: ImageData, folder: Path) -> None:
-    """The record of the operators, and the report over all that the run wrote."""
+def _report(prepared: PreparedModel, baseline: Classifier, artifact: Artifact, data: ImageData, folder: Path) -> None:
+    """The records of where the run comes from, its operators and classes, and the report over all that it wrote."""
     try:
         measured = profile(artifact, next(iter(data.val_dataloader()))[0][:1])
+        record.write(folder, record_run(_command()))
         record.write(folder, record_layers(prepared, data.val_dataloader(), profile=measured))
+        int8 = load(artifact, threads=torch.get_num_threads())
+        normalization = getattr(data, "normalization", None)
+        pixels = {"mean": normalization.mean, "std": normalization.std} if normalization is not None else {}
+        record.write(
+            folder,
+            record_classes(baseline.cpu().eval(), int8, data.val_dataloader(), data.class_names, folder, **pixels),
+        )
         log.info("report: %s", write_report([read_run(folder)], folder))
     except Exception as error:  # whatever it is, a run that trained for hours does not end over its report
         log.warning("no report: %s", error)
+
+
+def _command() -> str:
+    """The command that starts this run again; empty where Hydra did not start it."""
+    if not HydraConfig.initialized():
+        return ""
+    hydra = HydraConfig.get()
+    return shlex.join(["python", f"{hydra.job.name}.py", *hydra.overrides.task])
 
 
 def _tolerance(cfg: DictConfig) -> Tolerance:

@@ -74,7 +74,7 @@ ONLY_IN: dict[str, set[str]] = {
     "torchvision": {"data", "models"},
     "timm": {"models"},
     "safetensors": {"models", "training"},  # training: the cache of float baselines
-    "pytorch_lightning": {"data", "training", "pipeline"},
+    "pytorch_lightning": {"data", "training", "recorder", "pipeline"},  # recorder: curves of training
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

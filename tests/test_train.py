@@ -135,3 +135,11 @@ def test_targets_whose_grids_differ(tmp_path):
     process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", "also=[tensorrt]")
     assert process.returncode == 1
     assert "one training cannot serve onnxruntime, tensorrt: activation_signed is True for tensorrt" in process.stderr
+
+
+@pytest.mark.runtime
+def test_run_ends_with_a_whole_report(run):
+    folder, process = run
+    assert "no report" not in process.stdout + process.stderr
+    assert {path.stem for path in (folder / "record").glob("*.json")} == {"run", "layers", "float", "qat", "classes"}
+    assert (folder / "report.html").stat().st_size > 0

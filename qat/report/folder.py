@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from qat.errors import ReportError
-from qat.report.record import Layers, read
+from qat.report.record import Classes, Layers, Run, Training, read
 
 TRACES = ("results.json", "plan.txt", "config.yaml", ".hydra", "train.log")
+PLACES = ("run_dir", "cache_dir", "ckpt_path")
 Z = 1.959964  # 95 % of a normal distribution
 
 
@@ -25,12 +29,22 @@ class RunFolder:
         results: `results.json`; None where the run did not end.
         layers: the record of its operators, if there is one.
         missing: what the report does without, one sentence each.
+        run: where it comes from.
+        training: curves, by `float` and `qat`.
+        classes: what quantization changed.
+        images: thumbnails as data URIs, by the file that `classes` names.
+        config: `config.yaml`, flat: `qat.epochs` and its value as text.
     """
 
     name: str
     results: dict[str, Any] | None
     layers: Layers | None
     missing: tuple[str, ...]
+    run: Run | None = None
+    training: Mapping[str, Training] = field(default_factory=dict)
+    classes: Classes | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_run(path: str | Path) -> RunFolder:
@@ -55,7 +69,13 @@ def read_run(path: str | Path) -> RunFolder:
     layers = read(path, Layers)
     if layers is None:
         missing.append("no record/layers.json: the run is older than this report, or did not come that far")
-    return RunFolder(name=path.resolve().name, results=results, layers=layers, missing=tuple(missing))
+    curves = {name: read(path, Training, name) for name in ("float", "qat")}
+    classes = read(path, Classes)
+    return RunFolder(
+        name=path.resolve().name, results=results, layers=layers, missing=tuple(missing), run=read(path, Run),
+        training={name: found for name, found in curves.items() if found is not None and found.steps},
+        classes=classes, images=_images(path, classes), config=_config(path / "config.yaml"),
+    )  # fmt: skip
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
@@ -69,6 +89,40 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ReportError(f"two runs are called {', '.join(twice)}; rename a folder, the comparison goes by names")
     return runs
+
+
+def differences(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
+    """Config keys on which runs differ, with the value of each run; where the run writes to is none of them."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in PLACES)
+    found = {key: [run.config.get(key, "") for run in runs] for key in keys}
+    return {key: values for key, values in found.items() if len(set(values)) > 1}
+
+
+def _images(path: Path, classes: Classes | None) -> dict[str, str]:
+    files = [image.file for image in classes.images] if classes else []
+    return {
+        file: "data:image/png;base64," + base64.b64encode((path / file).read_bytes()).decode()
+        for file in files
+        if (path / file).is_file()
+    }
+
+
+def _config(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    try:
+        return _flat(yaml.safe_load(file.read_text()))
+    except yaml.YAMLError as error:
+        raise ReportError(f"{file} is damaged: {error}. Remove it, and the report does without") from error
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: json.dumps(value, default=str).strip('"')} if prefix else {}
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def wilson(percent: float, n: int) -> tuple[float, float]:

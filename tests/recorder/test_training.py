@@ -1,0 +1,56 @@
+"""Curves of a training: points, phases, and the same record after an interruption."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from qat.recorder import TrainingRecorder
+from qat.recorder.training import phases_of
+from qat.report.record import Phase, Training, read
+from qat.training import Classifier
+
+PHASES = {"ranges move": 0.0, "ranges frozen": 0.5}
+
+
+def fit(folder, epochs: int, ckpt_path=None) -> pl.Trainer:
+    torch.manual_seed(0)
+    images, labels = torch.randn(12, 3, 4, 4), torch.arange(12) % 2
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    module = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), num_classes=2,
+                        optimizer=partial(torch.optim.SGD, lr=0.1))  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[TrainingRecorder(folder, "qat", PHASES)],
+        log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_a_phase_starts_at_the_first_batch_before_which_its_share_is_done():
+    assert phases_of({}, 7) == ()
+    assert phases_of({"a": 0.0, "b": 0.5, "c": 1.0}, 7) == (
+        Phase(name="a", start=0, end=4),
+        Phase(name="b", start=4, end=7),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers")
+def test_curves_of_a_training_that_was_interrupted_go_on(tmp_path):
+    fit(tmp_path / "whole", 2)
+    whole = read(tmp_path / "whole", Training, "qat")
+    assert whole.steps == (1, 2, 3, 4, 5, 6)
+    assert whole.lr == (0.1,) * 6
+    assert whole.val_steps == (3, 6)
+    assert whole.phases == (Phase(name="ranges move", start=0, end=3), Phase(name="ranges frozen", start=3, end=6))
+    begun = fit(tmp_path / "begun", 1)
+    begun.save_checkpoint(tmp_path / "last.ckpt")
+    fit(tmp_path / "begun", 2, ckpt_path=tmp_path / "last.ckpt")
+    resumed = read(tmp_path / "begun", Training, "qat")
+    assert resumed == whole
