@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +15,7 @@ from omegaconf import DictConfig
 from qat.errors import QatError
 from qat.pipeline import run
 from qat.report.objective import objectives, require_objectives, write_failure
+from qat.training import Interrupted, interruptible
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -20,7 +23,11 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """Run once; returns the objectives of a sweep, None for a job of a sweep that failed: the others go on."""
     try:
         wanted = require_objectives(cfg.objective)
-        return objectives(run(cfg), wanted)
+        with interruptible():
+            return objectives(run(cfg), wanted)
+    except Interrupted as error:
+        print(f"{error}. To go on: {_again()}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except Exception as error:
         sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
         if not isinstance(error, QatError):
@@ -32,6 +39,17 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise SystemExit(1) from None
         write_failure(cfg.run_dir, error)
         return None
+
+
+def _again() -> str:
+    """The command that goes on where this run was stopped."""
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        return f"the same command with hydra.sweep.dir={hydra.sweep.dir} and ckpt_path=last"
+    given = [o for o in hydra.overrides.task if not o.startswith("ckpt_path=")]
+    # `last` looks beside the folder of the new run
+    elsewhere = [o for o in hydra.overrides.hydra if o.startswith("hydra.run.dir=")]
+    return shlex.join(["python", Path(sys.argv[0]).name, *given, *elsewhere, "ckpt_path=last"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from qat.errors import ExportError
 
+PROBE = 1 << 20  # bytes; what a failed writer may have left free
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -32,13 +34,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
+    except Exception as error:
+        # writers in C++ and Rust report a full disk by an error of their own, often without the reason
+        reason = error if isinstance(error, OSError) else _refusal(temporary)
+        if reason is None:
+            raise
         raise ExportError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; "
+            f"cannot write {path}: {reason.strerror or reason}. Free some space or choose another folder; "
             "nothing was left half-written"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refusal(path: Path) -> OSError | None:
+    """Why the system takes no more bytes at the end of a file; None where it does."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
 
 
 def _umask() -> int:

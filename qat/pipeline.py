@@ -18,6 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 import qat
 from qat import machine
 from qat.artifact import Artifact, fingerprint
+from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
@@ -35,6 +37,7 @@ from qat.recorder import TrainingRecorder, record_classes, record_layers, record
 from qat.report import record
 from qat.report.card import card
 from qat.report.folder import read_run
+from qat.report.objective import FAILURE
 from qat.report.page import write_report
 from qat.runtime import load, require_installed
 from qat.runtime.latency import interleaved
@@ -42,13 +45,18 @@ from qat.runtime.profile import profile
 from qat.settings import build, plain
 from qat.target import joint
 from qat.training import (
+    CarefulCheckpointIO,
     Classifier,
     FrozenBackbone,
     QuantizationAwareTraining,
     SeedEveryEpoch,
     cached_baseline,
+    held,
     require_classifier,
+    require_training_state,
+    run_to_resume,
 )
+from qat.training.interruption import CHECKPOINT, LAST
 from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
@@ -77,15 +85,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         QatError: anything the user can mend; nothing is left half-written.
     """
+    cfg = _resumed(cfg)
     folder, clock = Path(cfg.run_dir), Stopwatch()
     _quiet()
-    with clock("total"):
+    with held(folder), clock("total"):
         recipe, targets = qat.QuantRecipe.parse(plain(cfg, "quant")), _targets(cfg)
         target = joint(targets)
         callback = _callback(cfg, recipe, target)
         source = _source(cfg)
         cfg = _with_preprocessing(cfg, source)
         tolerance = _tolerance(cfg)
+        _clear(folder, resumed=cfg.ckpt_path is not None)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -108,6 +118,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             top1["ptq"] = _top1(cfg, module, data)
         log.info("PTQ top-1 %.2f %%", top1["ptq"])
         if cfg.qat.epochs > 0:
+            if cfg.ckpt_path is not None:  # before Lightning, which would end in a traceback
+                require_training_state(cfg.ckpt_path)
+                load_prepared(prepared, cfg.ckpt_path)
             with clock("qat"):
                 _fit(cfg, "qat", module, data, folder, callback, ckpt_path=cfg.ckpt_path)
                 top1["qat"] = _top1(cfg, module, data)
@@ -152,6 +165,25 @@ def _quiet() -> None:
 
 
 # stages
+
+
+def _resumed(cfg: DictConfig) -> DictConfig:
+    """The config; with `ckpt_path=last`, that of the interrupted run, which goes on in its folder."""
+    if cfg.ckpt_path != LAST:
+        return cfg
+    alone = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    folder = run_to_resume(Path(cfg.run_dir), siblings=not alone)
+    checkpoint = folder / CHECKPOINT
+    cfg = cfg.copy()
+    cfg.run_dir, cfg.ckpt_path = str(folder), str(checkpoint) if checkpoint.is_file() else None
+    log.info("%s goes on %s", folder, "from its last epoch" if cfg.ckpt_path else "from its start: no epoch was done")
+    return cfg
+
+
+def _clear(folder: Path, *, resumed: bool) -> None:
+    """Take away what an earlier run in the same folder left, and what would speak for this one."""
+    for name in (FAILURE, "results.json", *(() if resumed else (CHECKPOINT,))):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _listed() -> list[str]:
@@ -285,7 +317,7 @@ def _callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target) -> Q
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise CheckpointError(
             f"ckpt_path {cfg.ckpt_path!r} is no file; it resumes a QAT run from its checkpoints/last.ckpt. "
-            "To start from a float model, use init_from"
+            "ckpt_path=last finds it. To start from a float model, use init_from"
         )
     if cfg.qat.compile not in (None, "regional"):
         raise ConfigError(unknown_name("value of qat.compile", str(cfg.qat.compile), ["null", "regional"]))
@@ -313,13 +345,19 @@ def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Ca
     extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed), TrainingRecorder(folder, section, phases)]
     if section == "qat":  # the float baseline is kept by the cache
         checkpoints = folder / "checkpoints"
-        extra.append(ModelCheckpoint(checkpoints, "best", monitor="val/top1", mode="max", save_last=True))
+        extra.append(
+            ModelCheckpoint(
+                checkpoints, "best", monitor="val/top1", mode="max", save_last=True,
+                enable_version_counter=False,  # a resumed run writes over what it had written
+            )
+        )  # fmt: skip
     return build(
         cfg,
         "trainer",
         max_epochs=cfg[section].epochs,
         callbacks=[*callbacks, *extra],
         logger=build(cfg, "logger", name=section),
+        plugins=[CarefulCheckpointIO()],
         default_root_dir=str(folder),
         enable_checkpointing=section == "qat",
         enable_model_summary=False,

@@ -32,8 +32,10 @@ def provenance(recipe: QuantRecipe, target: Target) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], recipe: QuantRecipe, target: Target) -> list[str]:
     """In what a checkpoint's entry and these differ, in words; empty where they agree.
 
-    Format 1 knew names alone, so only these are compared then.
+    Format 1 knew names alone, so only these are compared then. An entry that cannot be read differs in just that.
     """
+    if wrong := unreadable(saved):
+        return [wrong]
     ours = _settings(recipe, target)
     names = {"recipe.name": saved.get("recipe"), "target.name": saved.get("target")}
     theirs: Mapping[str, Any] = saved.get("settings") or {k: v for k, v in names.items() if v is not None}
@@ -43,6 +45,23 @@ def differences(saved: Mapping[str, Any], recipe: QuantRecipe, target: Target) -
         for key in keys
         if theirs.get(key) != ours.get(key)
     ]
+
+
+def unreadable(saved: object) -> str:
+    """Why a checkpoint's entry means nothing here, in words; empty where it can be compared."""
+    if not isinstance(saved, Mapping):
+        return f"its entry {KEY!r} is of type {type(saved).__name__}, not a mapping"
+    form = saved.get("format")
+    if type(form) is not int or form < 1:
+        return f"its entry {KEY!r} has the format {form!r}, which no version of qat writes"
+    if form > FORMAT:
+        return f"it has a newer format, {form}; this qat reads formats up to {FORMAT}: install a newer qat"
+    names = [key for key in ("recipe", "target") if not isinstance(saved.get(key), str)]
+    if names:
+        return f"its entry {KEY!r} names no {' and no '.join(names)}"
+    if "settings" in saved and not isinstance(saved["settings"], Mapping):
+        return f"its entry {KEY!r} has settings of type {type(saved['settings']).__name__}, not a mapping"
+    return ""
 
 
 def _settings(recipe: QuantRecipe, target: Target) -> dict[str, Any]:

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"artifact", "runtime"},
-    "training": WORDS | NUMERICS | VERBS | {"artifact", "files", "export", "verify", "provenance"},
+    "training": WORDS | NUMERICS | VERBS | {"artifact", "files", "export", "models", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
     "runtime": GRIDS | {"artifact", "target"},

@@ -94,6 +94,24 @@ def read_state(path: str | Path) -> StateFile:
     )
 
 
+def read_content(path: str | Path) -> Any:
+    """All that a file of torch.save holds, e.g. optimizer states too, read as carefully; its tensors are not checked.
+
+    Raises:
+        CheckpointError: No such file, a folder, unreadable, truncated, not a checkpoint, or a pickle that asks for code
+            to be run (which is not run).
+    """
+    path = Path(path).expanduser()
+    try:
+        _check_is_file(path)
+        with path.open("rb") as file:
+            head = file.read(9)
+            file.seek(0)
+            return _read_torch(path, file, head)
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+
+
 def listing(items: Iterable[str]) -> str:
     """The first items, comma separated, and how many more there are."""
     items = list(items)

@@ -7,18 +7,26 @@ schedule                   progress -> phase, pure
 from qat.training.backbone import FrozenBackbone
 from qat.training.baseline import cached_baseline
 from qat.training.callback import QuantizationAwareTraining
+from qat.training.checkpoint_io import CarefulCheckpointIO, require_training_state
 from qat.training.classifier import Classifier
+from qat.training.interruption import Interrupted, held, interruptible, run_to_resume
 from qat.training.reseed import SeedEveryEpoch
 from qat.training.schedule import Phase, Schedule
 from qat.training.trial import require_classifier
 
 __all__ = [
+    "CarefulCheckpointIO",
     "Classifier",
     "FrozenBackbone",
+    "Interrupted",
     "Phase",
     "QuantizationAwareTraining",
     "Schedule",
     "SeedEveryEpoch",
     "cached_baseline",
+    "held",
+    "interruptible",
     "require_classifier",
+    "require_training_state",
+    "run_to_resume",
 ]

@@ -1,0 +1,125 @@
+"""How a run in a folder is interrupted, and found again.
+
+    RUN/.lock                    held while the run lives; the system lets go of it however the process ends
+    RUN/config.yaml              the run began
+    RUN/checkpoints/last.ckpt    the last complete epoch
+    RUN/results.json             the run ended; without it, it was interrupted
+
+SIGTERM, as a cluster sends it, is treated like Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from qat.errors import CheckpointError, ConfigError, ExportError
+
+LAST = "last"  # instead of a file: the newest run that was interrupted
+BEGUN, ENDED, CHECKPOINT = "config.yaml", "results.json", "checkpoints/last.ckpt"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop.
+
+    Attributes:
+        signal: by which it was asked.
+        exit_code: as shells report it, 130 for Ctrl-C and 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        self.exit_code = 128 + number
+        super().__init__(f"stopped by {self.signal.name}")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block in `Interrupted`; the second one does not disturb what cleans up."""
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield
+        return
+    seen: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not seen:
+            seen.append(number)
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: what Lightning makes of it
+        if not seen:
+            raise
+        raise Interrupted(seen[0]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder belongs to one run at a time.
+
+    Raises:
+        ConfigError: another run is in it.
+        ExportError: it cannot be made or written.
+    """
+    if getattr(rank_zero_only, "rank", 0):  # the other processes of a run that has several
+        yield
+        return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if not isinstance(error, Timeout):
+            raise ExportError(f"cannot write {folder}: {error.strerror}. Choose another with hydra.run.dir") from error
+        raise ConfigError(
+            f"another run is writing to {folder}; leave hydra.run.dir out, and each run has a folder of its own"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_to_resume(run_dir: Path, *, siblings: bool) -> Path:
+    """The run that `ckpt_path=last` stands for: this folder's, else the newest beside it.
+
+    Args:
+        run_dir: folder of the new run.
+        siblings: whether to look beside it; a job of a sweep goes on, or begins, in its own folder.
+
+    Raises:
+        CheckpointError: no run was interrupted.
+    """
+    if not siblings or _interrupted(run_dir):
+        return run_dir
+    begun = [p.parent for p in run_dir.parent.glob(f"*/{BEGUN}")]
+    newest_first = sorted(begun, key=lambda p: (p / BEGUN).stat().st_mtime_ns, reverse=True)
+    found = next(filter(_interrupted, newest_first), None)
+    if found is None:
+        raise CheckpointError(
+            f"ckpt_path=last: no interrupted run in {run_dir.parent} (one with {BEGUN} and "
+            f"without {ENDED}). Name a checkpoint, ckpt_path=RUN/{CHECKPOINT}, or leave ckpt_path out to start anew"
+        )
+    return found
+
+
+def _interrupted(folder: Path) -> bool:
+    if not (folder / BEGUN).is_file() or (folder / ENDED).is_file():
+        return False
+    try:
+        with held(folder):
+            return True
+    except (ConfigError, ExportError):  # it still runs, or belongs to someone else
+        return False
