@@ -42,7 +42,7 @@ from qat.report.page import write_report
 from qat.runtime import load, require_installed
 from qat.runtime.latency import interleaved
 from qat.runtime.profile import profile
-from qat.settings import build, plain
+from qat.settings import build, plain, reading
 from qat.target import joint
 from qat.training import (
     CarefulCheckpointIO,
@@ -57,6 +57,7 @@ from qat.training import (
     run_to_resume,
 )
 from qat.training.interruption import CHECKPOINT, LAST
+from qat.training.workers import explained_workers
 from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg = _resumed(cfg)
     folder, clock = Path(cfg.run_dir), Stopwatch()
     _quiet()
-    with held(folder), clock("total"):
-        recipe, targets = qat.QuantRecipe.parse(plain(cfg, "quant")), _targets(cfg)
+    with held(folder), explained_workers(), clock("total"):
+        recipe, targets = _recipe(cfg), _targets(cfg)
         target = joint(targets)
         callback = _callback(cfg, recipe, target)
         source = _source(cfg)
@@ -194,6 +195,12 @@ def _listed() -> list[str]:
     return [str(name) for name in OmegaConf.create(given[-1])] if given else []
 
 
+@reading("quant")
+def _recipe(cfg: DictConfig) -> qat.QuantRecipe:
+    return qat.QuantRecipe.parse(plain(cfg, "quant"))
+
+
+@reading("target")
 def _targets(cfg: DictConfig) -> list[qat.Target]:
     """The target and those that the same training also serves, each able to run here."""
     targets = [qat.Target.parse(value) for value in (*(_listed() or [plain(cfg, "target")]), *plain(cfg, "also"))]
@@ -220,6 +227,7 @@ def _elsewhere(
     return found
 
 
+@reading("model")
 def _source(cfg: DictConfig) -> ModelSource:
     source = ModelSource.parse(plain(cfg, "model"))
     start = source.weights or cfg.init_from
@@ -311,6 +319,7 @@ def _classifier(cfg: DictConfig, section: str, model: nn.Module, data: ImageData
     )
 
 
+@reading("qat")
 def _callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target) -> QuantizationAwareTraining:
     if cfg.qat.epochs < 0:
         raise ConfigError(f"need qat.epochs >= 0, got {cfg.qat.epochs}; 0 is post-training quantization")
@@ -450,6 +459,7 @@ def _command() -> str:
     return shlex.join(["python", f"{hydra.job.name}.py", *hydra.overrides.task])
 
 
+@reading("verify")
 def _tolerance(cfg: DictConfig) -> Tolerance:
     return Tolerance(agreement=cfg.verify.agreement, top1=cfg.verify.top1)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -46,6 +48,30 @@ def build(cfg: DictConfig, section: str, **more: Any) -> Any:
             last, cause = cause, cause.__cause__
         reason = str(last if not isinstance(last, InstantiationException) else error).strip().splitlines()[0]
         raise ConfigError(f"{section}: {reason}. See conf/{section.partition('.')[0]} for the keys it takes") from error
+
+
+@contextmanager
+def reading(section: str) -> Iterator[None]:
+    """A value of a type that the block cannot use ends in an error that names the section.
+
+    Raises:
+        ConfigError: what went wrong, and where the section's values are explained.
+    """
+    try:
+        yield
+    except QatError:
+        raise
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        OmegaConfBaseException,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{section}: {reason}. See conf/{section} for the values it takes") from error
 
 
 def plain(cfg: DictConfig, section: str) -> Any:

@@ -1,0 +1,30 @@
+"""A data worker that dies takes the run with it; torch says so without the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qat.errors import DataError
+
+DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|is killed by signal).*")  # torch's words
+
+
+@contextmanager
+def explained_workers() -> Iterator[None]:
+    """The death of a data worker in the block is a `DataError`.
+
+    Raises:
+        DataError: a worker died, most often because the system ran out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = DIED.search(str(error))
+        if found is None:
+            raise
+        raise DataError(
+            f"{found[0].strip()} Most often memory is short, /dev/shm in a container: lower data.num_workers (0 reads "
+            "in this process) or data.batch_size, and go on with ckpt_path=last"
+        ) from error
