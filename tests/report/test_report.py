@@ -9,11 +9,12 @@ import pytest
 
 from qat.errors import ReportError
 from qat.report.__main__ import main
-from qat.report.folder import read_run, read_runs, wilson
+from qat.report.folder import differences, read_run, read_runs, wilson
 from qat.report.page import render
-from qat.report.record import Layer, Layers, Values, write
+from qat.report.record import ClassCount, Classes, Layer, Layers, Phase, Run, Training, Values, write
 
 CHROMIUM = shutil.which("chromium")
+COLOR = "getComputedStyle(document.body).backgroundColor"
 TOP1 = {"float": 98.1, "ptq": 97.5, "qat": 98.06, "int8": 98.33}
 RESULTS = {
     "model": "Net<1>", "recipe": "w8a8", "target": "onnxruntime", "top1": TOP1, "agreement": 99.72, "examples": 360,
@@ -38,6 +39,14 @@ def layer(i: int) -> Layer:
 def run(tmp_path):
     folder = tmp_path / "run"
     write(folder, Layers(layers=tuple(layer(i) for i in range(200)), examples=32))
+    write(folder, Run(command="python train.py seed=3", commit="0123456789abcdef"))
+    write(folder, Classes(examples=360, disagreements=2, classes=(
+        ClassCount(name="a cat", count=10, float_correct=9, int8_correct=7),
+    )))  # fmt: skip
+    write(folder, Training(
+        epochs=1, steps=(1, 2), loss=(2.0, 1.0), lr=(0.1, 0.05), val_steps=(2,), val_loss=(1.5,), val_top1=(90.0,),
+        phases=(Phase(name="ranges move", start=0, end=1), Phase(name="ranges frozen", start=1, end=2)),
+    ), "qat")  # fmt: skip
     (folder / "results.json").write_text(json.dumps(RESULTS))
     return folder
 
@@ -52,7 +61,10 @@ def test_the_report_of_200_operators_is_one_small_file_and_the_same_as_text(run)
     html, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert len(html) < 5_000_000
     assert "Net&lt;1&gt;" in html
-    assert "http" not in html
+    assert 'src="http' not in html
+    assert 'href="http' not in html
+    for part in ("python train.py seed=3", "0123456789ab", "a cat", "-20.0", "ranges frozen"):
+        assert part in html
     for part in ("98.33", "fake-quant", "block199.conv"):
         assert part in html
         assert part in text
@@ -62,9 +74,9 @@ def test_what_is_missing_is_said_and_what_is_there_is_shown(tmp_path):
     (tmp_path / "plan.txt").touch()
     found = read_run(tmp_path)
     assert [line.split(":")[0] for line in found.missing] == ["no results.json", "no record/layers.json"]
-    assert "the run did not end" in render([found], "report.html.j2")
+    assert "the run did not end" in render("report.html.j2", runs=[found], title="a run")
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
-    assert "the run is older than this report" in render([read_run(tmp_path)], "report.md.j2")
+    assert "the run is older than this report" in render("report.md.j2", runs=[read_run(tmp_path)])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -75,6 +87,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ReportError, match=r"results\.json is damaged"):
         read_run(tmp_path)
+
+
+def test_runs_are_compared_by_the_settings_that_differ(run, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    (run / "config.yaml").write_text("seed: 0\nqat: {epochs: 5}\nrun_dir: a\n")
+    (tmp_path / "other" / "config.yaml").write_text("seed: 0\nqat: {epochs: 9}\nrun_dir: b\n")
+    found = read_runs([run, tmp_path / "other"])
+    assert differences(found) == {"qat.epochs": ["5", "9"]}
+    assert main([str(run), str(tmp_path / "other"), "-o", str(tmp_path)]) == 0
+    assert "<mark>9</mark>" in (tmp_path / "report.html").read_text()
 
 
 def test_two_runs_of_one_name_are_refused(run, tmp_path):
@@ -105,15 +127,24 @@ def test_a_browser_sorts_and_searches_the_table_and_asks_nobody(run, tmp_path, w
         first = [float(text) for text in gathered.all_inner_texts()]
         page.get_by_role("button", name="gathered, dB").click()
         turned = [float(text) for text in gathered.all_inner_texts()]
-        page.get_by_role("searchbox").fill("block17.")
+        search = page.get_by_role("searchbox").last
+        search.fill("block17.")
         visible = page.locator("table.layers tbody tr:visible").count()
-        page.get_by_role("searchbox").fill("")
+        search.fill("")
+        page.locator(".chart svg").nth(2).wait_for()
+        before = page.evaluate(COLOR)
+        page.locator("#theme").click()
+        turned_color = page.evaluate(COLOR)
+        loss = page.locator(".chart").first
+        loss.locator(".role-legend-label text", has_text="validation").click()
+        loss.locator("path[opacity='0.08']").first.wait_for(state="attached")
         page.screenshot(path=tmp_path / f"{width}-{scheme}.png")
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         browser.close()
     assert first == sorted(first)
     assert turned == sorted(first, reverse=True)
     assert visible == 1
+    assert before != turned_color
     assert overflow <= 0
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
