@@ -56,9 +56,10 @@ def grid(scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, activation: Cl
     if scale.device.type == "cpu" and not torch.compiler.is_compiling():
         s, z = scale.item(), zero_point.item()
         first, last = float(qmin - z), float(qmax - z)
-        if activation.low > -math.inf:
+        known = math.isfinite(s)  # NaN goes on to the loss, where the step and the module are named
+        if known and activation.low > -math.inf:
             first = max(first, float(round(activation.low / s)))
-        if activation.high < math.inf:
+        if known and activation.high < math.inf:
             last = min(last, float(round(activation.high / s)))
         return Grid(scale, first, last, max((first - 0.5) * s, activation.low), min((last + 0.5) * s, activation.high))
     first_t, last_t = (qmin - zero_point).to(scale.dtype), (qmax - zero_point).to(scale.dtype)

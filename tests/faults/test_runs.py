@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qat.training import Classifier, QuantizationAwareTraining
+from qat.errors import CheckpointError, ConfigError, NumericsError
+from qat.pipeline import run
+from qat.report.objective import read_failure, write_failure
+from qat.training import Classifier, QuantizationAwareTraining, held, run_to_resume
 from qat.training.workers import explained_workers
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -54,10 +58,56 @@ def test_batches_of_one_and_a_last_incomplete_one(
     assert all(bool(torch.isfinite(v).all()) for v in module.state_dict().values())
 
 
+def test_a_nan_at_a_step_ends_the_run(small_net: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    images = images.repeat(3, 1, 1, 1)  # 48 images, 12 batches; the first 8 calibrate
+    images[41] = torch.nan
+    with pytest.raises(NumericsError, match=r"the loss is nan at step 10; first not finite: .*the batch itself"):
+        fit(small_net, images, batch_size=4, folder=tmp_path)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(ConfigError, match=r"another run is writing to .*; leave hydra\.run\.dir out"):
+        run(config(f"run_dir={tmp_path}"))
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_run_in_the_folder_of_a_failed_one_drops_its_error(tmp_path: Path) -> None:
+    for name in ("results.json", "checkpoints/last.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of an earlier run")
+    write_failure(tmp_path, ConfigError("stale"))
+    with pytest.raises(CheckpointError, match="nowhere"):  # after the config was found right
+        run(config(f"run_dir={tmp_path}", "init_from=nowhere.pt", "model=resnet20"))
+    assert not read_failure(tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def begun(folder: Path, when: int, *, ended: bool = False) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("")
+    os.utime(folder / "config.yaml", (when, when))
+    if ended:
+        (folder / "results.json").write_text("{}")
+    return folder
+
+
+def test_last_is_the_newest_that_was_interrupted(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    with pytest.raises(CheckpointError, match=r"no interrupted run in .*Name a checkpoint, ckpt_path=RUN/checkpoints"):
+        run_to_resume(new, siblings=True)
+    older, newer = begun(tmp_path / "b", 10), begun(tmp_path / "a", 20)
+    begun(tmp_path / "c", 30, ended=True)
+    with held(begun(tmp_path / "d", 40)):
+        assert run_to_resume(new, siblings=True) == newer
+    assert run_to_resume(older, siblings=True) == older
+    assert run_to_resume(new, siblings=False) == new
+
+
 DEADLY = """
 import os, torch
 from torch.utils.data import DataLoader
-from qat.errors import DataError
+from qat.errors import CheckpointError, ConfigError, NumericsError
 from qat.training.workers import explained_workers
 
 class Deadly(torch.utils.data.Dataset):
