@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import CalibrationError, NumericsError
+from qat.inputs import Inputs
 from qat.placement.prepared import PreparedModel, device_of, quantizers
 from qat.quantizers import FakeQuantize
 from qat.switches import fake_quant
@@ -27,7 +28,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any], *, max_batches: int |
 
     Args:
         prepared: a model from `qat.prepare`, or a module that holds one.
-        batches: inputs, or tuples whose first element is the input (as a DataLoader gives), or dicts of keyword inputs.
+        batches: inputs, alone or with labels, several of them or by keyword, as `qat.inputs` lists.
         max_batches: stop after so many.
 
     Raises:
@@ -62,16 +63,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any], *, max_batches: int |
 
 def forward(model: nn.Module, batch: Any) -> Any:
     """Call `model` on the inputs of a batch, moved to the model's device."""
-    device = device_of(model)
-    if isinstance(batch, Mapping):
-        return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-    inputs = inputs_of(batch)
-    return model(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
-
-
-def inputs_of(batch: Any) -> Any:
-    """The model's input in a batch: the batch itself, or its first element."""
-    return batch[0] if isinstance(batch, list | tuple) else batch
+    return Inputs.of(batch).call(model, device_of(model))
 
 
 def labels_of(batch: Any) -> Tensor | None:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.artifact import Artifact, fingerprint
-from qat.calibrate import inputs_of, labels_of
+from qat.calibrate import labels_of
 from qat.convert import OPS, convert
 from qat.errors import ArtifactError, DataError, NumericsError, ParityError
+from qat.inputs import Inputs
 from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
-from qat.runtime import load
+from qat.runtime import Runtime, load
 from qat.switches import fake_quant
 
 VNNI_HINT = "On a CPU without VNNI, 8-bit weights saturate: use a target whose weights have 7 bits, such as onnxruntime"
@@ -193,7 +194,7 @@ def verify(
     Args:
         prepared: the trained fake-quant model; its mode and switches are as before afterwards.
         artifact: from `qat.export`.
-        batches: inputs `[N, ...]`, or tuples of inputs and labels `[N]`, as a DataLoader gives.
+        batches: inputs `[N, ...]`, alone or with labels `[N]`, several of them or by keyword, as `qat.inputs` lists.
         float_model: the float baseline, for the first column.
         tolerance: how far stages may be apart.
         strict: raise when outside the tolerance; False only reports.
@@ -213,7 +214,7 @@ def verify(
     examples, labelled, worst = 0, True, (0.0, None)
     with _evaluating(prepared):
         for batch in batches:
-            x, labels = inputs_of(batch), labels_of(batch)
+            x, labels = Inputs.of(batch), labels_of(batch)
             reference = base(x)
             before = sum(t.sum_steps for t in tallies.values())
             for name, (run, _) in stages.items():
@@ -231,13 +232,13 @@ def verify(
         hint=_hint(artifact, integer),
     )
     if worst[1] is not None and (layerwise or not report.passed):
-        layers = compare_layers(prepared, artifact, worst[1])
+        layers = compare_layers(prepared, artifact, *worst[1].ordered(artifact.inputs))
         departure = "" if report.passed else _first_departure(layers)
         report = replace(report, departure=departure, layers=layers if layerwise else ())
     return report.require() if strict else report
 
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Inputs], Tensor]
 
 
 def _stages(
@@ -246,9 +247,12 @@ def _stages(
     device = device_of(prepared)
 
     def on_device(model: nn.Module) -> Run:
-        return lambda x: first_output(model(x.to(device))).float().cpu()
+        return lambda x: first_output(x.call(model, device)).float().cpu()
 
-    def switched_off(x: Tensor) -> Tensor:
+    def in_runtime(runtime: Runtime) -> Run:
+        return lambda x: runtime(*x.ordered(artifact.inputs))
+
+    def switched_off(x: Inputs) -> Tensor:
         fake_quant(prepared, enabled=False)
         try:
             return on_device(prepared)(x)
@@ -264,9 +268,9 @@ def _stages(
     stages["integer reference (torch)"] = (on_device(integer), True)
     if artifact.kind == ".onnx":
         off = load(artifact, optimize=False)
-        stages[off.name] = (off, True)
+        stages[off.name] = (in_runtime(off), True)
     default = load(artifact)
-    stages[default.name] = (default, True)
+    stages[default.name] = (in_runtime(default), True)
     return stages, base
 
 
@@ -314,34 +318,34 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def first_departure(prepared: PreparedModel, artifact: Artifact, x: Tensor) -> str:
+def first_departure(prepared: PreparedModel, artifact: Artifact, *x: Tensor) -> str:
     """The first value whose integers differ between fake-quant model and artefact, with how much; empty if none does.
 
     Args:
         prepared: the fake-quant model.
         artifact: an artefact of it whose runtime shows intermediate values; for others the answer is empty.
-        x: one batch of inputs.
+        x: one batch, each input of it in the artefact's order.
     """
-    return _first_departure(compare_layers(prepared, artifact, x))
+    return _first_departure(compare_layers(prepared, artifact, *x))
 
 
 @torch.no_grad()
-def compare_layers(prepared: PreparedModel, artifact: Artifact, x: Tensor) -> tuple[Layer, ...]:
+def compare_layers(prepared: PreparedModel, artifact: Artifact, *x: Tensor) -> tuple[Layer, ...]:
     """Every value that the artefact's runtime shows, beside the fake-quant model's, in the order of the graph.
 
     Args:
         prepared: the fake-quant model.
         artifact: an artefact of it.
-        x: one batch of inputs.
+        x: one batch, each input of it in the artefact's order.
     """
     if not artifact.sites:  # nothing is shown: a runtime without names, or a model prepared by modules
         return ()
     grids = _grids(convert(prepared), artifact.sites)
     with _evaluating(prepared):
         recorder = _Recorder(prepared, artifact.sites)
-        recorder.run(x.to(device_of(prepared)))
+        recorder.run(*(one.to(device_of(prepared)) for one in x))
     found = []
-    for site, integers in load(artifact).intermediates(x).items():
+    for site, integers in load(artifact).intermediates(*x).items():
         scale, zero = grids[site]
         mine = (recorder.seen[site].float().cpu() / scale).round() + zero
         difference = (mine - integers.float()).abs()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import qat
-from qat.calibrate import forward, inputs_of, labels_of
+from qat.calibrate import forward, labels_of
 from qat.errors import CalibrationError, NumericsError
 
 FLOAT = 1e-6  # relative: a mean of four float32 numbers
@@ -139,8 +139,6 @@ def test_no_batch(prepared):
 
 def test_parts_of_a_batch():
     x, y = torch.zeros(2, 3), torch.tensor([1, 2])
-    assert inputs_of(x) is x
-    assert inputs_of((x, y)) is x
     assert labels_of((x, y)) is y
     assert labels_of([x, "text"]) is None
     assert labels_of((x,)) is None

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "provenance": {"recipe", "target"},
     # what is on disk
     "files": {"errors"},
+    "inputs": {"errors"},
     "artifact": {"errors", "target"},
     # numerics, each floor on the one below
     "functional": GRIDS,
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # verbs
     "placement": WORDS | NUMERICS,
     "switches": {"errors", "placement"},
-    "calibrate": {"errors", "quantizers", "placement", "switches"},
+    "calibrate": {"errors", "inputs", "quantizers", "placement", "switches"},
     "compile": {"errors", "functional", "layers", "placement"},
     "convert": WORDS | NUMERICS | {"placement"},
     "reestimate": {"errors", "placement", "switches", "calibrate"},
@@ -46,15 +47,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "equalize": {"errors", "functional", "placement"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
-    "verify": WORDS | VERBS | {"artifact", "runtime"},
-    "training": WORDS | NUMERICS | VERBS | {"artifact", "files", "export", "models", "verify", "provenance"},
+    "verify": WORDS | VERBS | {"inputs", "artifact", "runtime"},
+    "training": WORDS | NUMERICS | VERBS | {"inputs", "artifact", "files", "export", "models", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
     "runtime": GRIDS | {"artifact", "target"},
     "data": GRIDS | {"component"},
     "models": GRIDS | {"component", "files"},
     "report": GRIDS | {"files"},
-    "recorder": WORDS | NUMERICS | VERBS | {"report", "runtime"},
+    "recorder": WORDS | NUMERICS | VERBS | {"inputs", "report", "runtime"},
     "settings": {"errors"},
 }
 MAY_IMPORT["__init__"] = WORDS | VERBS | {"artifact", "export", "verify"}  # what `import qat` offers

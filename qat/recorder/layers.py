@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from qat.calibrate import inputs_of
+from qat.inputs import Inputs
 from qat.layers import FakeQuantFunction, FakeQuantWeight
 from qat.placement.plan import PlannedOp
 from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
@@ -45,7 +45,7 @@ def record_layers(
     count = 0
     try:
         for batch in batches:
-            x = inputs_of(batch)[: examples - count].to(device_of(prepared))
+            x = Inputs.of(batch).args[0][: examples - count].to(device_of(prepared))
             _BothWays(prepared, seen, owned).run(x) if owned.owner else _whole(prepared, seen, x)
             count += len(x)
             if count >= examples:

@@ -28,8 +28,8 @@ class Runtime(ABC):
         self.metadata = {}
 
     @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
-        """First output for inputs `[N, ...]`, on the CPU.
+    def __call__(self, *x: Tensor) -> Tensor:
+        """First output for inputs `[N, ...]`, in the artefact's order, on the CPU.
 
         Raises:
             ArtifactError: the runtime failed; its own words are in the message.
@@ -39,6 +39,6 @@ class Runtime(ABC):
         """What the runtime executes on integers, read back from it; None where it does not tell."""
         return None
 
-    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+    def intermediates(self, *x: Tensor) -> dict[str, Tensor]:
         """The integers of every site for inputs `[N, ...]`; empty where the runtime does not show them."""
         return {}

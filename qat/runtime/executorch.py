@@ -45,10 +45,10 @@ class ExecuTorchRuntime(Runtime):
             self.metadata = json.loads(bytes(text.tolist()).decode())
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *x: Tensor) -> Tensor:
         """First output for `[N, ...]`."""
         try:
-            found = self._forward.execute([x.detach().cpu().contiguous()])
+            found = self._forward.execute([one.detach().cpu().contiguous() for one in x])
         except Exception as error:
             raise ArtifactError(f"{self.name} failed on {self.artifact.path.name}: {error}") from error
         return found[0].clone()  # the program's own memory, overwritten by the next call

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch._inductor
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from qat.artifact import Artifact
 from qat.errors import ArtifactError
@@ -41,13 +42,13 @@ class InductorRuntime(Runtime):
         self.metadata = json.loads(self._read(METADATA) or "{}")
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *x: Tensor) -> Tensor:
         """First output for `[N, ...]`."""
         try:
-            result = self._model(x.detach().cpu().contiguous())
+            result = self._model(*(one.detach().cpu().contiguous() for one in x))
         except Exception as error:
             raise ArtifactError(f"{self.name} failed on {self.artifact.path.name}: {error}") from error
-        return result if isinstance(result, Tensor) else next(iter(result))
+        return next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
 
     def coverage(self) -> Coverage:
         """Convolutions and linear layers that the generated code calls, oneDNN's integer ones or float ones."""

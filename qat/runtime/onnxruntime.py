@@ -36,17 +36,17 @@ class OnnxRuntime(Runtime):
         super().__init__(artifact)
         self.name = f"onnxruntime {ort.__version__}, optimizations {'on' if optimize else 'off'}"
         self._session = _session(artifact.path.read_bytes(), artifact, optimize, threads)
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [value.name for value in self._session.get_inputs()]
         self.metadata = self._session.get_modelmeta().custom_metadata_map
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *x: Tensor) -> Tensor:
         """First output for `[N, ...]`."""
         return self.run(x, None)[0]
 
-    def run(self, x: Tensor, outputs: Sequence[str] | None) -> list[Tensor]:
+    def run(self, x: Sequence[Tensor], outputs: Sequence[str] | None) -> list[Tensor]:
         """The named outputs, all of them for None."""
         try:
-            found = self._session.run(outputs, {self._input: np.ascontiguousarray(x.detach().cpu().numpy())})
+            found = self._session.run(outputs, _feed(self._inputs, x))
         except Exception as error:
             raise ArtifactError(f"onnxruntime failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(value) for value in found]
@@ -74,12 +74,12 @@ class OnnxRuntime(Runtime):
             made_by |= dict.fromkeys(node.output, name)
         return Coverage(runtime=self.name, operators=tuple(operators))
 
-    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+    def intermediates(self, *x: Tensor) -> dict[str, Tensor]:
         """The integers of every site, with optimizations off: fused operators do not show them."""
-        return intermediate_integers(self.artifact, x)
+        return intermediate_integers(self.artifact, *x)
 
 
-def intermediate_integers(artifact: Artifact, x: Tensor) -> dict[str, Tensor]:
+def intermediate_integers(artifact: Artifact, *x: Tensor) -> dict[str, Tensor]:
     """Every value that the artefact stores as integers, by site, with optimizations off.
 
     The stored file is untouched: a copy in memory gets the values as further outputs.
@@ -94,8 +94,13 @@ def intermediate_integers(artifact: Artifact, x: Tensor) -> dict[str, Tensor]:
             model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], dtype, None))
             names.append(node.output[0])
     session = _session(model.SerializeToString(), artifact, optimize=False, threads=None)
-    values = session.run(names, {session.get_inputs()[0].name: x.detach().cpu().numpy()})
+    values = session.run(names, _feed([value.name for value in session.get_inputs()], x))
     return {name.removesuffix("_quantized"): torch.from_numpy(v) for name, v in zip(names, values, strict=True)}
+
+
+def _feed(names: Sequence[str], x: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    values = [np.ascontiguousarray(one.detach().cpu().numpy()) for one in x]
+    return dict(zip(names, values, strict=True))
 
 
 def _session(

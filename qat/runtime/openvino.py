@@ -44,17 +44,17 @@ class OpenVINORuntime(Runtime):
             self.metadata = json.loads(self.model.get_rt_info(METADATA).value)
         self.compiled = self._compile(self.model)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *x: Tensor) -> Tensor:
         """First output for `[N, ...]`."""
-        return self._run(self.compiled, x)[0]
+        return self._run(self.compiled, *x)[0]
 
-    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+    def intermediates(self, *x: Tensor) -> dict[str, Tensor]:
         """The integers of every site, from a second model with them as further outputs; the file is untouched."""
         model = self._read()
         sites = set(self.artifact.sites)
         model.add_outputs([n.output(0) for n in model.get_ops() if _is_quantizer(n) and n.get_friendly_name() in sites])
         sources = [output.get_node().input_value(0).get_node() for output in model.outputs]
-        values = self._run(self._compile(model), x)
+        values = self._run(self._compile(model), *x)
         found = {
             n.get_friendly_name(): self._integers(n, v)
             for n, v in zip(sources, values, strict=True)
@@ -95,9 +95,9 @@ class OpenVINORuntime(Runtime):
         except Exception as error:
             raise self._refused(error) from error
 
-    def _run(self, compiled: openvino.CompiledModel, x: Tensor) -> list[Tensor]:
+    def _run(self, compiled: openvino.CompiledModel, *x: Tensor) -> list[Tensor]:
         try:
-            found = compiled([np.ascontiguousarray(x.detach().cpu().numpy())])
+            found = compiled([np.ascontiguousarray(one.detach().cpu().numpy()) for one in x])
         except Exception as error:
             raise ArtifactError(f"openvino failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(found[i].copy()) for i in range(len(compiled.outputs))]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from qat.artifact import Artifact
 from qat.errors import ArtifactError
@@ -35,19 +36,19 @@ class TorchRuntime(Runtime):
         self.metadata = json.loads(extra[METADATA] or "{}")
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *x: Tensor) -> Tensor:
         """First output for `[N, ...]`."""
         try:
-            result = self._module(x.detach().cpu())
+            result = self._module(*(one.detach().cpu() for one in x))
         except Exception as error:
             raise ArtifactError(f"torch failed on {self.artifact.path.name}: {error}") from error
-        return result if isinstance(result, Tensor) else next(iter(result))
+        return next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
 
     @torch.no_grad()
-    def intermediates(self, x: Tensor) -> dict[str, Tensor]:
+    def intermediates(self, *x: Tensor) -> dict[str, Tensor]:
         """The integers of every site."""
         recorder = _Integers(self._module)
-        recorder.run(x.detach().cpu())
+        recorder.run(*(one.detach().cpu() for one in x))
         return dict(zip(self.artifact.sites, recorder.seen, strict=True))
 
 

@@ -25,6 +25,7 @@ from qat.convert import convert
 from qat.errors import ConfigError, ExportError, unknown_name
 from qat.export import WRITERS
 from qat.export import export as export_model
+from qat.inputs import Inputs
 from qat.placement import PLACEMENTS, PreparedModel, prepare, quantizers
 from qat.provenance import KEY, differences, provenance
 from qat.recipe import QuantRecipe, numerics
@@ -340,18 +341,14 @@ class QuantizationAwareTraining(pl.Callback):
         count = sum(trainer.num_val_batches) if validates else self.calibration_batches
         step = Step(pl_module, {name: network}, validation=validates)
 
-        def inputs(batch: Any) -> Any:
+        def examples(batch: Any) -> Any:
             call = step.calls(batch)[name]
-            if len(call.args) != 1 or call.kwargs:
-                raise ConfigError(
-                    f"{name!r} takes {len(call.args)} inputs and {len(call.kwargs)} keywords, and the artefact is "
-                    "verified with one; give verify=False and compare it on your own"
-                )
+            inputs = Inputs(call.args, call.kwargs)
             labels = labels_of(batch)
-            return call.args[0] if labels is None else (call.args[0], labels)
+            return inputs if labels is None else (inputs, labels)
 
         with evaluating(pl_module), looking_ahead(loader, count) as batches:
-            self.report = verify_artifact(network, artifact, map(inputs, batches))
+            self.report = verify_artifact(network, artifact, map(examples, batches))
         default = self.report.stages[-1]
         logger.info("%s: %.2f %% agree over %d examples", default.name, default.agreement, self.report.examples)
 

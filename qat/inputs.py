@@ -1,0 +1,62 @@
+"""The inputs of a model in a batch, as loaders give them: one tensor, several, or by keyword.
+
+x                       one input
+(x, labels)             one input, and labels as a DataLoader gives them
+((a, b), labels)        several inputs; ((a, b),) without labels
+({"a": a}, labels)      by keyword; {"a": a} without labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from qat.errors import DataError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Positional and keyword inputs of one batch, tensors `[N, ...]`."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, batch: Any) -> Inputs:
+        """The inputs of a batch; its labels are left out."""
+        found = batch[0] if isinstance(batch, list | tuple) else batch
+        if isinstance(found, Inputs):
+            return found
+        if isinstance(found, Mapping):
+            return cls((), found)
+        return cls(tuple(found) if isinstance(found, list | tuple) else (found,), {})
+
+    def call(self, model: nn.Module, device: Any) -> Any:
+        """What `model` returns for them, moved to its device."""
+        args = [v.to(device) if isinstance(v, Tensor) else v for v in self.args]
+        return model(*args, **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()})
+
+    def ordered(self, names: Sequence[str]) -> list[Any]:
+        """All of them by position, as an artefact with inputs of these names takes them.
+
+        Raises:
+            DataError: an input is missing.
+        """
+        if not names:  # a file that was written elsewhere
+            return [*self.args, *self.kwargs.values()]
+        left = names[len(self.args) :]
+        missing = [name for name in left if name not in self.kwargs]
+        if missing or len(self.args) > len(names):
+            given = [*(f"input {i}" for i in range(len(self.args))), *self.kwargs]
+            raise DataError(
+                f"the artefact takes {', '.join(names)}, and the batch has {', '.join(given)}; several inputs come as "
+                "((a, b), labels) or ({'a': a, 'b': b}, labels)"
+            )
+        return [*self.args, *(self.kwargs[name] for name in left)]
+
+    def __len__(self) -> int:
+        """N, the number of examples."""
+        return next(len(v) for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.ndim)
