@@ -211,7 +211,8 @@ def verify(
     step = output_step(integer)
     stages, base = _stages(prepared, artifact, integer, float_model)
     tallies = {name: _Tally(name, gated) for name, (_, gated) in stages.items()}
-    examples, labelled, worst = 0, True, (0.0, None)
+    examples, labelled = 0, True
+    worst: tuple[float, Inputs | None] = (0.0, None)
     with _evaluating(prepared):
         for batch in batches:
             x, labels = Inputs.of(batch), labels_of(batch)

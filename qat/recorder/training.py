@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -94,7 +94,7 @@ class TrainingRecorder(pl.Callback):
         total = _total(trainer)
         record.write(self.run_dir, Training(
             epochs=max(trainer.max_epochs or 0, 0), phases=phases_of(self.phases, total),
-            **{key: tuple(values) for key, values in self.curves.items()},
+            **cast(dict[str, Any], {key: tuple(values) for key, values in self.curves.items()}),
             scales={path: tuple(values) for path, values in self.scales.items()},
         ), self.name)  # fmt: skip
 

@@ -105,12 +105,12 @@ def _job(folder: Path) -> Job:
     except (ValueError, yaml.YAMLError) as error:
         raise ReportError(f"{folder} is damaged: {error}. Run the job again, or remove its folder") from error
     run = read(folder, Run)
-    error = read_failure(folder) if results is None else ""
+    failure = read_failure(folder) if results is None else ""
     return Job(
         name=folder.name,
         settings=dict(str(override).partition("=")[::2] for override in overrides),
         results=results,
-        error=error or ("" if results else "no results: it was interrupted, or still runs"),
+        error=failure or ("" if results else "no results: it was interrupted, or still runs"),
         command=run.command if run and run.command else f"python train.py {' '.join(overrides)}",
     )
 
