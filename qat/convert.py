@@ -43,6 +43,7 @@ from qat.quantizers.observed import clamp
 
 OPS = torch.ops.quantized_decomposed
 Norm = nn.modules.batchnorm._BatchNorm
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ior, operator.iand)
 FACTORIES = (torch.eye, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.tensor)
 
 
@@ -200,7 +201,8 @@ class _Converter:
             case _ if role is Role.MOVE and node.target is F.pad and self._reads_grid(node):
                 # on the integers themselves, zero being the zero point: onnxruntime keeps a float Pad in float
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
-                padded = self._call(F.pad, source.node, node.args[1], value=source.zero_point)
+                widths = fx.node.map_arg(node.args[1], self._read)
+                padded = self._call(F.pad, source.node, widths, value=source.zero_point)
                 self.values[node] = replace(source, node=padded)
             case _ if role is Role.MOVE and self._reads_grid(node):
                 source = cast(OnGrid, self.values[node.all_input_nodes[0]])
@@ -294,9 +296,9 @@ class _Converter:
         return OnGrid(quantized, *grid)
 
     def _drop_unread(self) -> None:
-        """Pieces of a split value that nobody reads; nothing that writes goes."""
+        """What nobody reads, as exporters leave it out: a piece of a split value, tokens beside the last class token."""
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and node.target in (OPS.quantize_per_tensor.default, operator.getitem):
+            if not node.users and not _writes(node):
                 self.graph.erase_node(node)
 
     def _names_of_sites(self) -> tuple[str, ...]:
@@ -473,6 +475,14 @@ def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tens
     else:
         q, scale = quantizer.integers(layer.weight * layer.fold(gamma, var)), quantizer.scale.clone()
     return q, scale, new_bias
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a node may do more than return a value: inputs and outputs, modules, operators in place."""
+    if node.op not in ("call_function", "call_method") or node.is_impure() or node.kwargs.get("inplace"):
+        return True
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name.endswith("_") or name == "setitem" or (node.target in IN_PLACE)
 
 
 def _made_of_literals(node: fx.Node) -> bool:
