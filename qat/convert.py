@@ -296,7 +296,7 @@ class _Converter:
         return OnGrid(quantized, *grid)
 
     def _drop_unread(self) -> None:
-        """What nobody reads, as exporters leave it out: a piece of a split value, tokens beside the last class token."""
+        """What nobody reads, as exporters leave it out: pieces of a split value, tokens beside the last class token."""
         for node in reversed(list(self.graph.nodes)):
             if not node.users and not _writes(node):
                 self.graph.erase_node(node)

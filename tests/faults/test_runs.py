@@ -107,7 +107,7 @@ def test_last_is_the_newest_that_was_interrupted(tmp_path: Path) -> None:
 DEADLY = """
 import os, torch
 from torch.utils.data import DataLoader
-from qat.errors import CheckpointError, ConfigError, NumericsError
+from qat.errors import DataError
 from qat.training.workers import explained_workers
 
 class Deadly(torch.utils.data.Dataset):
