@@ -216,9 +216,10 @@ class HuggingFaceData(ImageData):
         if self.image_size is None and resize_size is not None:
             raise ConfigError(f"data.resize_size={resize_size} has no effect without data.image_size; give both")
         self._resize: Callable[[Image.Image], Tensor] | None = None
+        self.resize_size: int | None = None
         if self.image_size is not None:
-            shorter = self.image_size if resize_size is None else at_least("resize_size", resize_size, 1)
-            self._resize = resize_and_crop(self.image_size, shorter, self.interpolation)
+            self.resize_size = self.image_size if resize_size is None else at_least("resize_size", resize_size, 1)
+            self._resize = resize_and_crop(self.image_size, self.resize_size, self.interpolation)
         self.augmentation = member(Augmentation, "augmentation", augmentation)
         self.normalization = Normalization.of(mean, std)
         self.keep_mb = at_least("keep_mb", keep_mb, 0)
