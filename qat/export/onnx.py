@@ -109,7 +109,8 @@ def _translate(program: ExportedProgram, opset: int, *, integer: bool) -> ir.Mod
             "Replace that operator in forward, or pass a translation through torch.onnx's registry"
         ) from error
     assert exported is not None
-    return _simplify(exported.model) if integer else exported.model
+    with _quiet():
+        return _simplify(exported.model) if integer else exported.model
 
 
 def _simplify(model: ir.Model) -> ir.Model:
