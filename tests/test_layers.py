@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"inputs", "artifact", "runtime"},
+    "audit": {"errors", "artifact", "convert", "export", "runtime"},
     "training": WORDS | NUMERICS | VERBS | {"inputs", "artifact", "files", "export", "models", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
@@ -68,7 +69,7 @@ ONLY_IN: dict[str, set[str]] = {
     "onnxruntime": {"runtime"},
     "openvino": {"runtime", "export"},
     "executorch": {"runtime", "export"},
-    "onnx": {"export", "runtime", "verify"},
+    "onnx": {"export", "runtime", "audit"},
     "onnxscript": {"export"},
     "datasets": {"data"},
     "sklearn": {"data"},

@@ -18,10 +18,14 @@ class Runtime(ABC):
         artifact: what was loaded.
         name: runtime, version and how the graph was treated, as the parity table shows it.
         metadata: what the file says about itself, text by key; empty for a file that this package did not write.
+        inputs: names of its inputs in the file; empty where it has none.
+        outputs: names of its outputs in the file; empty where it has none.
     """
 
     name: str
     metadata: Mapping[str, str]
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact

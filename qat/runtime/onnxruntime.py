@@ -36,7 +36,8 @@ class OnnxRuntime(Runtime):
         super().__init__(artifact)
         self.name = f"onnxruntime {ort.__version__}, optimizations {'on' if optimize else 'off'}"
         self._session = _session(artifact.path.read_bytes(), artifact, optimize, threads)
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
         self.metadata = self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, *x: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class OnnxRuntime(Runtime):
     def run(self, x: Sequence[Tensor], outputs: Sequence[str] | None) -> list[Tensor]:
         """The named outputs, all of them for None."""
         try:
-            found = self._session.run(outputs, _feed(self._inputs, x))
+            found = self._session.run(outputs, _feed(self.inputs, x))
         except Exception as error:
             raise ArtifactError(f"onnxruntime failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(value) for value in found]

@@ -42,6 +42,8 @@ class OpenVINORuntime(Runtime):
         self.model = self._read()
         if self.model.has_rt_info(METADATA):
             self.metadata = json.loads(self.model.get_rt_info(METADATA).value)
+        self.inputs = tuple(value.get_any_name() for value in self.model.inputs)
+        self.outputs = tuple(value.get_any_name() for value in self.model.outputs)
         self.compiled = self._compile(self.model)
 
     def __call__(self, *x: Tensor) -> Tensor:

@@ -30,10 +30,12 @@ class TorchRuntime(Runtime):
         self.name = f"torch {torch.__version__}"
         extra = {METADATA: ""}
         try:
-            self._module: Any = torch.export.load(artifact.path, extra_files=extra).module()
+            program = torch.export.load(artifact.path, extra_files=extra)
+            self._module: Any = program.module()
         except Exception as error:
             raise ArtifactError(f"torch {torch.__version__} refuses {artifact.path.name}: {error}") from error
         self.metadata = json.loads(extra[METADATA] or "{}")
+        self.inputs = tuple(program.graph_signature.user_inputs)
 
     @torch.no_grad()
     def __call__(self, *x: Tensor) -> Tensor:
