@@ -74,7 +74,8 @@ class Coverage:
         """`41 integer, 2 float, 1 island: Resize up1`."""
         found = self.islands
         pieces = "" if self.delegates is None else f", {self.delegates} delegate{'s' if self.delegates != 1 else ''}"
-        islands = f", {len(found)} islands: {', '.join(map(str, found))}" if found else ", no island"
+        many = "s" if len(found) > 1 else ""
+        islands = f", {len(found)} island{many}: {', '.join(map(str, found))}" if found else ", no island"
         return f"{self.runtime}: {len(self.integer)} integer, {len(self.in_float)} float{pieces}{islands}"
 
 

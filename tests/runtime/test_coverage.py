@@ -42,7 +42,7 @@ def test_a_float_branch_beside_integers_is_no_island():
 
 
 def test_in_words():
-    assert str(chain(INTEGER, FLOAT, INTEGER)) == "mine: 2 integer, 1 float, 1 islands: Op 1"
+    assert str(chain(INTEGER, FLOAT, INTEGER)) == "mine: 2 integer, 1 float, 1 island: Op 1"
     assert str(Coverage(runtime="mine", operators=(), delegates=1)) == "mine: 0 integer, 0 float, 1 delegate, no island"
 
 
