@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qat.placement.prepared import PreparedModel, quantizers
+from qat.recorder.oscillation import STEPS, Oscillations
 from qat.report import record
 from qat.report.record import Phase, Training
 
@@ -38,15 +39,18 @@ class TrainingRecorder(pl.Callback):
             key: [] for key in ("steps", "loss", "lr", "val_steps", "val_loss", "val_top1", "range_steps")
         }
         self.scales: dict[str, list[float]] = {}
+        self.oscillating: dict[str, list[float]] = {}
+        self._oscillations = Oscillations()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"curves": self.curves, "scales": self.scales}
+        return {"curves": self.curves, "scales": self.scales, "oscillating": self.oscillating}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind what was recorded."""
         self.curves.update({key: list(values) for key, values in state_dict["curves"].items()})
         self.scales = {key: list(values) for key, values in state_dict["scales"].items()}
+        self.oscillating = {key: list(values) for key, values in state_dict.get("oscillating", {}).items()}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,8 +63,14 @@ class TrainingRecorder(pl.Callback):
                 self.curves["steps"].append(step)
                 self.curves["loss"].append(float(loss))
                 self.curves["lr"].append(float(trainer.optimizers[0].param_groups[0]["lr"]))
-        if step % max(1, total // RANGES) == 0 and step not in self.curves["range_steps"][-1:]:
-            self._take_scales(pl_module, step)
+        prepared = next((m for m in pl_module.modules() if isinstance(m, PreparedModel)), None)
+        if prepared is None:
+            return
+        every = max(1, total // RANGES)
+        if -step % every < STEPS:
+            self._oscillations.look(prepared, step)
+        if step % every == 0 and step not in self.curves["range_steps"][-1:]:
+            self._take_ranges(prepared, step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take what validation found, and write."""
@@ -78,15 +88,14 @@ class TrainingRecorder(pl.Callback):
         self._write(trainer)
 
     @torch.no_grad()
-    def _take_scales(self, pl_module: pl.LightningModule, step: int) -> None:
-        prepared = next((m for m in pl_module.modules() if isinstance(m, PreparedModel)), None)
-        if prepared is None:
-            return
+    def _take_ranges(self, prepared: PreparedModel, step: int) -> None:
         found = quantizers(prepared)
         means = torch.stack([q.scale.detach().abs().float().mean().cpu() for q in found.values()]).tolist()
         self.curves["range_steps"].append(step)
         for path, mean in zip(found, means, strict=True):
             self.scales.setdefault(path, []).append(mean)
+        for name, share in self._oscillations.shares().items():
+            self.oscillating.setdefault(name, []).append(share)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
@@ -96,6 +105,7 @@ class TrainingRecorder(pl.Callback):
             epochs=max(trainer.max_epochs or 0, 0), phases=phases_of(self.phases, total),
             **cast(dict[str, Any], {key: tuple(values) for key, values in self.curves.items()}),
             scales={path: tuple(values) for path, values in self.scales.items()},
+            oscillating={name: tuple(values) for name, values in self.oscillating.items()},
         ), self.name)  # fmt: skip
 
 

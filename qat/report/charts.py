@@ -19,6 +19,8 @@ SERIES = tuple(f"var(--c{i})" for i in range(1, 7))
 BANDS = ("var(--b1)", "var(--b2)", "var(--b3)")
 SCALES = 24  # learned scales that one chart shows: those that moved most
 
+RESTLESS = 3  # layers that the chart of oscillation shows by name
+
 Spec = dict[str, Any]
 Named = tuple[str, Spec]
 
@@ -60,7 +62,7 @@ def _lines(about: str, rows: Sequence[Mapping[str, Any]], title: str, bands: lis
         y["scale"] = {"type": "log", "nice": False}
         y["axis"] = {"format": "~g", "tickCount": 4}
     encoding = {
-        "x": {"field": "step", "type": "quantitative", "title": "optimizer step"},
+        "x": {"field": "step", "type": "quantitative", "title": "optimizer step", "scale": {"nice": False}},
         "y": y,
         "color": _color("series"),
         "opacity": DIM,
@@ -98,10 +100,29 @@ def training_charts(training: Training) -> list[Named]:
         found.append(("Top-1", _lines(about, rows, "top-1, %", bands)))
     about = f"Learning rate, from {training.lr[0]:.3g} to {training.lr[-1]:.3g}"
     found.append(("Learning rate", _lines(about, _rows("first group", steps, training.lr), "learning rate", bands)))
+    if shares := oscillation(training):
+        about = "Share of weights whose integer moves and moves back at the next step"
+        rows = _rows("mean of all layers", training.range_steps, [100 * share for share in shares])
+        for path in _restless(training):
+            rows += _rows(path, training.range_steps[-len(training.oscillating[path]) :],
+                          [100 * share for share in training.oscillating[path]])  # fmt: skip
+        found.append(("Weights that oscillate", _lines(about, rows, "share, %", bands)))
     if scales := _scales(training):
         about = f"Scales of the {len(scales)} quantizers that moved most, relative to their first value"
         found.append(("Scales that moved most", _scale_chart(about, training, scales, bands)))
     return found
+
+
+def oscillation(training: Training) -> list[float]:
+    """Mean over layers of the share of weights that oscillate, 0 to 1, by `range_steps`; empty where not recorded."""
+    whole = [v for v in training.oscillating.values() if len(v) == len(training.range_steps)]
+    return [sum(shares) / len(whole) for shares in zip(*whole, strict=True)]
+
+
+def _restless(training: Training) -> list[str]:
+    """The layers whose weights oscillate most."""
+    known = {p: sum(share for share in v if share == share) for p, v in training.oscillating.items()}
+    return sorted((path for path, total in known.items() if total), key=lambda path: -known[path])[:RESTLESS]
 
 
 def _rows(series: str, steps: Sequence[int], values: Sequence[float]) -> list[dict[str, Any]]:

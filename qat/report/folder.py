@@ -15,6 +15,10 @@ import yaml
 from qat.errors import ReportError
 from qat.report.record import Classes, Layers, Run, Training, read
 
+NEEDED = (  # of results.json; a run of an older version lacks some
+    "model", "recipe", "target", "top1", "agreement", "examples", "size_bytes", "latency_ms", "int8_mac_share",
+    "passed", "failures", "departure", "parity", "seed", "cpu", "versions",
+)  # fmt: skip
 TRACES = ("results.json", "plan.txt", "config.yaml", ".hydra", "train.log")
 PLACES = ("run_dir", "cache_dir", "ckpt_path")
 Z = 1.959964  # 95 % of a normal distribution
@@ -58,14 +62,13 @@ def read_run(path: str | Path) -> RunFolder:
         raise ReportError(f"{path} is no folder; give the folder of a run, such as outputs/DATE_MODEL_RECIPE")
     if not any((path / trace).exists() for trace in TRACES):
         raise ReportError(f"{path} is no run: it has none of {', '.join(TRACES)}. Give the folder that a run wrote")
-    file, results, missing = path / "results.json", None, []
-    if file.is_file():
-        try:
-            results = json.loads(file.read_text())
-        except ValueError as error:
-            raise ReportError(f"{file} is damaged: {error}. Run again, or remove it to see the rest") from error
-    else:
+    missing = []
+    results = read_whole_results(path / "results.json")
+    if results is None:
         missing.append("no results.json: the run did not end; its train.log says why")
+    elif lacking := [key for key in NEEDED if key not in results]:
+        results = None
+        missing.append(f"results.json is of another version: it has no {', '.join(lacking)}; run again for its numbers")
     layers = read(path, Layers)
     if layers is None:
         missing.append("no record/layers.json: the run is older than this report, or did not come that far")
@@ -76,6 +79,23 @@ def read_run(path: str | Path) -> RunFolder:
         training={name: found for name, found in curves.items() if found is not None and found.steps},
         classes=classes, images=_images(path, classes), config=_config(path / "config.yaml"),
     )  # fmt: skip
+
+
+def read_whole_results(file: Path) -> dict[str, Any] | None:
+    """What `results.json` holds; None where there is none.
+
+    Raises:
+        ReportError: it is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        results = json.loads(file.read_text())
+    except ValueError as error:
+        raise ReportError(f"{file} is damaged: {error}. Run again, or remove it to see the rest") from error
+    if not isinstance(results, dict):
+        raise ReportError(f"{file} is damaged: it holds no results. Run again, or remove it to see the rest")
+    return results
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:

@@ -1,7 +1,11 @@
-"""The model as SVG, one drawing for every module at the top: operators in a column, what each reads as arcs."""
+"""The model as SVG, one drawing for every module: operators in a column, what each reads as arcs.
+
+A module is drawn as a whole where it has at most `WHOLE` operators, else in the parts that it has below.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from markupsafe import Markup, escape
@@ -9,18 +13,28 @@ from markupsafe import Markup, escape
 from qat.report.record import Layer, Layers
 
 ROW, LEFT, WIDTH, ARC = 26, 70, 640, 9  # heights and widths in pixels; ARC: of an arc, for every row it spans
+WHOLE = 16  # operators that one drawing shows
+MODEL = "model"  # where operators are that belong to no module
 
 
 def modules(layers: Layers) -> list[tuple[str, Markup, int]]:
     """Name, drawing and number of operators of each stretch of the graph that is of one module."""
-    groups = [(name, list(members)) for name, members in groupby(layers.layers, key=lambda layer: _module(layer.name))]
-    return [(name, _draw(name, members), len(members)) for name, members in groups]
+    return [(name, _draw(name, members), len(members)) for name, members in _stretches(layers.layers, 1)]
 
 
-def _module(name: str) -> str:
-    """`layer1.0` of `layer1.0.conv1`; a function of the model itself is the module before the dot."""
-    parts = name.split(".")
-    return ".".join(parts[: max(len(parts) - 1, 1)])
+def _stretches(members: Sequence[Layer], depth: int) -> list[tuple[str, list[Layer]]]:
+    """Neighbours whose names have the same first `depth` parts; parted further where they are many."""
+    found: list[tuple[str, list[Layer]]] = []
+    for name, neighbours in groupby(members, key=lambda layer: _module(layer.name, depth)):
+        group = list(neighbours)
+        deeper = any(layer.name.count(".") > depth for layer in group)
+        found += _stretches(group, depth + 1) if len(group) > WHOLE and deeper else [(name, group)]
+    return found
+
+
+def _module(name: str, depth: int) -> str:
+    """The first parts of `layer1.0.conv1`, without the operator's own."""
+    return ".".join(name.split(".")[:-1][:depth]) or MODEL
 
 
 def _draw(name: str, members: list[Layer]) -> Markup:

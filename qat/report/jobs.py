@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import yaml
 
 from qat.errors import ReportError
+from qat.report.folder import read_whole_results
 from qat.report.objective import read_failure
 from qat.report.pareto import front
 from qat.report.record import Run, read
 from qat.report.sweep import job_folders
 
+NEEDED = ("recipe", "top1", "agreement", "size_bytes", "latency_ms", "passed")  # of results.json
 COSTS = {"kB": "file, kB", "ms": "latency, ms"}
 
 
@@ -100,12 +101,13 @@ def read_sweep(path: str | Path) -> Sweep:
 def _job(folder: Path) -> Job:
     try:
         overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) or []
-        file = folder / "results.json"
-        results = json.loads(file.read_text()) if file.is_file() else None
-    except (ValueError, yaml.YAMLError) as error:
+        results = read_whole_results(folder / "results.json")
+    except yaml.YAMLError as error:
         raise ReportError(f"{folder} is damaged: {error}. Run the job again, or remove its folder") from error
     run = read(folder, Run)
     failure = read_failure(folder) if results is None else ""
+    if results is not None and (lacking := [key for key in NEEDED if key not in results]):
+        results, failure = None, f"results.json is of another version: it has no {', '.join(lacking)}"
     return Job(
         name=folder.name,
         settings=dict(str(override).partition("=")[::2] for override in overrides),

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from qat.files import write_text
-from qat.report.charts import javascript, sweep_charts, training_charts
+from qat.report.charts import javascript, oscillation, sweep_charts, training_charts
 from qat.report.folder import RunFolder, differences, wilson
 from qat.report.graph import modules
 from qat.report.jobs import COSTS, Sweep
@@ -67,11 +67,11 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(thousands=lambda value: f"{value:,.0f}", spec=_inline)
+    environment.filters.update(thousands=lambda value: f"{value:,.0f}", spec=_inline, cell=_cell)
     environment.globals.update(
         wilson=wilson, histogram=histogram, worst_first=worst_first, charts=training_charts, modules=modules,
         by_loss=by_loss, totals=totals, differences=differences, sweep_charts=sweep_charts,
-        costs=COSTS, library="",
+        costs=COSTS, oscillation=oscillation, library="",
     )  # fmt: skip
     return environment.get_template(template).render(values)
 
@@ -91,6 +91,11 @@ def write_sweep(sweep: Sweep, folder: str | Path) -> Path:
 def _write(folder: str | Path, template: str, **values: Any) -> Path:
     write_text(Path(folder) / "report.md", render(f"{template}.md.j2", **values))
     return write_text(Path(folder) / "report.html", render(f"{template}.html.j2", **values))
+
+
+def _cell(value: Any) -> str:
+    """Text inside a cell of a Markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _inline(spec: Any) -> Markup:

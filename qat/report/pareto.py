@@ -37,7 +37,7 @@ def pareto_plot(results: Mapping[str, Mapping[str, Any]], path: str | Path) -> P
         ExportError: the folder cannot be written.
     """
     if alt is None:
-        raise ConfigError("the plot of a sweep needs altair and vl-convert: pip install 'qat[sweep]'")
+        raise ConfigError("the plot of a sweep needs altair and vl-convert: pip install altair vl-convert-python")
     charts = [_chart(results, cost) for cost in COSTS]
     with replacing(path) as temporary:
         alt.hconcat(*charts).save(str(temporary))

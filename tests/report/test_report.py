@@ -11,7 +11,7 @@ from qat.errors import ReportError
 from qat.report.__main__ import main
 from qat.report.folder import differences, read_run, read_runs, wilson
 from qat.report.page import render
-from qat.report.record import ClassCount, Classes, Layer, Layers, Phase, Run, Training, Values, write
+from qat.report.record import ClassCount, Classes, Confusion, Layer, Layers, Phase, Run, Training, Values, write
 
 CHROMIUM = shutil.which("chromium")
 COLOR = "getComputedStyle(document.body).backgroundColor"
@@ -21,7 +21,7 @@ RESULTS = {
     "size_bytes": {"float": 8_900_000, "int8": 2_400_000}, "latency_ms": {"float": 1.5, "int8": 0.75},
     "int8_mac_share": 1.0, "passed": True, "failures": [], "departure": "", "seed": 0,
     "parity": [{"name": "fake-quant", "top1": 98.06, "agreement": 100.0, "max_steps": 0.0, "mean_steps": 0.0}],
-    "cpu": {"name": "A CPU", "isa": ["avx2"], "threads": 2}, "versions": {"torch": "2.15.0"},
+    "cpu": {"name": "A CPU", "isa": ["avx2"], "threads": 2}, "versions": {"torch": "1.2.3"},
 }  # fmt: skip
 
 
@@ -30,22 +30,31 @@ def values(snr: float) -> Values:
                   clipped=0.01, snr=snr)  # fmt: skip
 
 
+LONG = "stages.3.blocks.17.depthwise_separable.pointwise_convolution_number"
+
+
 def layer(i: int) -> Layer:
     return Layer(name=f"block{i}.conv", kind="conv2d", integer=True, weight=values(40.0), activation=values(30.0),
-                 snr=20.0 + (i * 7) % 200, ms=0.25)  # fmt: skip
+                 snr=20.0 + (i * 7) % 200, ms=0.25, macs=10, bytes=10,
+                 inputs=(f"block{i - 1}.conv",) if i else ())  # fmt: skip
+
+
+def strange() -> Layer:
+    return Layer(name=LONG, kind="softmax", integer=False, why="no integer kernel is known for it", snr=300.0)
 
 
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
-    write(folder, Layers(layers=tuple(layer(i) for i in range(200)), examples=32))
+    write(folder, Layers(layers=(*(layer(i) for i in range(200)), strange()), examples=32))
     write(folder, Run(command="python train.py seed=3", commit="0123456789abcdef"))
     write(folder, Classes(examples=360, disagreements=2, classes=(
         ClassCount(name="a cat", count=10, float_correct=9, int8_correct=7),
-    )))  # fmt: skip
+    ), confusion=(Confusion(label="a cat", predicted="a dog|hound", float_count=1, int8_count=3),)))  # fmt: skip
     write(folder, Training(
         epochs=1, steps=(1, 2), loss=(2.0, 1.0), lr=(0.1, 0.05), val_steps=(2,), val_loss=(1.5,), val_top1=(90.0,),
         phases=(Phase(name="ranges move", start=0, end=1), Phase(name="ranges frozen", start=1, end=2)),
+        range_steps=(1, 2), scales={"q": (1.0, 2.0)}, oscillating={"conv": (float("nan"), 0.25), "fc": (0.0, 0.05)},
     ), "qat")  # fmt: skip
     (folder / "results.json").write_text(json.dumps(RESULTS))
     return folder
@@ -65,9 +74,13 @@ def test_the_report_of_200_operators_is_one_small_file_and_the_same_as_text(run)
     assert 'href="http' not in html
     for part in ("python train.py seed=3", "0123456789ab", "a cat", "-20.0", "ranges frozen"):
         assert part in html
-    for part in ("98.33", "fake-quant", "block199.conv"):
+    for part in ("98.33", "fake-quant", "block199.conv", "python train.py seed=3", "0123456789ab", "a cat", "-20.0",
+                 "ranges frozen", "A CPU", "1.2.3", "8,900", "0.750", LONG, "no integer kernel", "hound"):  # fmt: skip
         assert part in html
         assert part in text
+    assert "Weights that oscillate" in html
+    assert "oscillated in the end: 15.00 %" in text
+    assert "a dog\\|hound" in text  # a cell stays a cell
 
 
 def test_what_is_missing_is_said_and_what_is_there_is_shown(tmp_path):
@@ -79,6 +92,15 @@ def test_what_is_missing_is_said_and_what_is_there_is_shown(tmp_path):
     assert "the run is older than this report" in render("report.md.j2", runs=[read_run(tmp_path)])
 
 
+def test_results_of_another_version_are_named_and_the_rest_is_shown(run):
+    (run / "results.json").write_text(json.dumps({k: v for k, v in RESULTS.items() if k not in ("cpu", "top1")}))
+    found = read_run(run)
+    assert found.results is None
+    assert found.missing == ("results.json is of another version: it has no top1, cpu; run again for its numbers",)
+    assert main([str(run)]) == 0
+    assert "block199.conv" in (run / "report.html").read_text()
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ReportError, match=r"is no run: it has none of results\.json"):
         read_run(tmp_path)
@@ -86,6 +108,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         read_run(tmp_path / "nowhere")
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ReportError, match=r"results\.json is damaged"):
+        read_run(tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ReportError, match=r"results\.json is damaged: it holds no results"):
         read_run(tmp_path)
 
 
@@ -97,6 +122,7 @@ def test_runs_are_compared_by_the_settings_that_differ(run, tmp_path):
     assert differences(found) == {"qat.epochs": ["5", "9"]}
     assert main([str(run), str(tmp_path / "other"), "-o", str(tmp_path)]) == 0
     assert "<mark>9</mark>" in (tmp_path / "report.html").read_text()
+    assert "| `qat.epochs` | 5 | 9 |" in (tmp_path / "report.md").read_text()
 
 
 def test_two_runs_of_one_name_are_refused(run, tmp_path):
