@@ -10,17 +10,21 @@ from qat.report.__main__ import main
 from qat.report.jobs import is_sweep, read_sweep
 
 
+def write_job(folder, i: int, top1: float, kilobytes: float, recipe: str = "w8a8") -> None:
+    job = folder / str(i)
+    (job / ".hydra").mkdir(parents=True)
+    (job / ".hydra" / "overrides.yaml").write_text(json.dumps([f"seed={i}", "model=resnet20"]))
+    results = {
+        "recipe": recipe, "top1": dict.fromkeys(("float", "ptq", "qat", "int8"), top1), "agreement": 99.0,
+        "size_bytes": {"int8": kilobytes * 1000}, "latency_ms": {"int8": 1.0}, "passed": True,
+    }  # fmt: skip
+    (job / "results.json").write_text(json.dumps(results))
+
+
 @pytest.fixture
 def sweep(tmp_path):
     for i, (top1, kilobytes) in enumerate([(90.0, 10), (95.0, 20), (80.0, 30)]):
-        job = tmp_path / str(i)
-        (job / ".hydra").mkdir(parents=True)
-        (job / ".hydra" / "overrides.yaml").write_text(json.dumps([f"seed={i}", "model=resnet20"]))
-        results = {
-            "recipe": "w8a8", "top1": dict.fromkeys(("float", "ptq", "qat", "int8"), top1), "agreement": 99.0,
-            "size_bytes": {"int8": kilobytes * 1000}, "latency_ms": {"int8": 1.0}, "passed": True,
-        }  # fmt: skip
-        (job / "results.json").write_text(json.dumps(results))
+        write_job(tmp_path, i, top1, kilobytes)
     (tmp_path / "3" / ".hydra").mkdir(parents=True)
     (tmp_path / "3" / ".hydra" / "overrides.yaml").write_text("[seed=3, model=resnet20]")
     (tmp_path / "3" / "error.txt").write_text("NumericsError: the loss is nan")
@@ -39,6 +43,40 @@ def test_the_page_names_failed_jobs_and_commands(sweep):
     assert main([str(sweep)]) == 0
     for name in ("report.html", "report.md"):
         assert "NumericsError: the loss is nan" in (sweep / name).read_text()
+    assert "On the front of int8 top-1 against file, kB: job 1, 0." in (sweep / "report.md").read_text()
+    assert "`python train.py seed=1 model=resnet20`" in (sweep / "report.md").read_text()
     html = (sweep / "report.html").read_text()
     assert "python train.py seed=1 model=resnet20" in html
     assert len(html) < 5_000_000
+
+
+def test_a_job_of_another_version_is_listed_with_the_failed_ones(sweep):
+    (sweep / "0" / "results.json").write_text(json.dumps({"recipe": "w8a8"}))
+    (job,) = (job for job in read_sweep(sweep).failed if job.name == "0")
+    assert job.error.startswith("results.json is of another version: it has no top1, agreement")
+
+
+def test_a_sweep_without_results_is_a_page_all_the_same(sweep):
+    for i in range(3):
+        (sweep / str(i) / "results.json").unlink()
+    assert main([str(sweep)]) == 0
+    assert "0 jobs with results" in (sweep / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])
+def test_a_browser_shows_500_jobs(tmp_path, opened, width, scheme):
+    for i in range(500):
+        write_job(tmp_path, i, 80 + (i * 37 % 100) / 10, 100 + i * 61 % 997, "w8a8" if i % 2 else "w4a8")
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+    with opened(tmp_path / "report.html", width, scheme) as page:
+        page.locator(".chart svg").nth(2).wait_for()
+        front = page.locator(".chart").first
+        front.locator(".role-legend-label text", has_text="w4a8").click()
+        front.locator("path[opacity='0.08']").first.wait_for(state="attached")
+        page.get_by_role("button", name="file, kB").click()
+        first = page.locator("table.sorted tbody tr").first.locator("td").nth(-4).inner_text()
+        page.get_by_role("searchbox").fill("seed=17 ")
+        visible = page.locator("table.sorted tbody tr:visible").count()
+    assert first == "100"
+    assert visible == 1
