@@ -51,18 +51,25 @@ class OpenVINORuntime(Runtime):
         return self._run(self.compiled, *x)[0]
 
     def intermediates(self, *x: Tensor) -> dict[str, Tensor]:
-        """The integers of every site, from a second model with them as further outputs; the file is untouched."""
-        model = self._read()
-        sites = set(self.artifact.sites)
-        model.add_outputs([n.output(0) for n in model.get_ops() if _is_quantizer(n) and n.get_friendly_name() in sites])
-        sources = [output.get_node().input_value(0).get_node() for output in model.outputs]
-        values = self._run(self._compile(model), *x)
-        found = {
-            n.get_friendly_name(): self._integers(n, v)
-            for n, v in zip(sources, values, strict=True)
-            if _is_quantizer(n)
-        }
-        return {site: found[site] for site in self.artifact.sites if site in found}
+        """The integers of every site that is stored, each from a model of its own with it as a further output.
+
+        One at a time, and none inside a fused operator: a value that is asked for cannot be written over, which undoes
+        the fusions of its readers, and with them what was to be seen. A convolution with a sum behind its quantizer
+        does not round there, but once behind the sum.
+        """
+        found = {}
+        for site in self._stored():
+            model = self._read()
+            (quantizer,) = [n for n in model.get_ops() if _is_quantizer(n) and n.get_friendly_name() == site]
+            model.add_outputs([quantizer.output(0)])
+            found[site] = self._integers(quantizer, self._run(self._compile(model), *x)[-1])
+        return found
+
+    def _stored(self) -> list[str]:
+        """Sites that end an executed operator, in the artefact's order."""
+        executed = (n.get_rt_info() for n in self.compiled.get_runtime_model().get_ordered_ops())
+        ends = {str(about["originalLayersNames"].astype(str)).rpartition(",")[2] for about in executed}
+        return [site for site in self.artifact.sites if site in ends]
 
     def coverage(self) -> Coverage:
         """The executed graph with the precision of every node; constants and the model's ends left out."""

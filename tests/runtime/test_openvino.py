@@ -24,10 +24,14 @@ def test_parity_on_blocks_of_known_nets(trained, pictures, tmp_path):
     assert report.stages[-1].name.startswith("openvino 20")
     assert report.stages[-1].agreement >= 99.5
     assert report.stages[-1].max_steps < 2.5
-    assert [layer.site for layer in report.layers] == list(artifact.sites)
-    assert max(layer.max_steps for layer in report.layers) <= 2
+    inside = {s for s in artifact.sites if s.endswith(("project_norm", "norm2"))}  # rounded behind the sum
+    inside |= {"maxpool", "flatten"}  # on the grid of what they move
+    assert [layer.site for layer in report.layers] == [site for site in artifact.sites if site not in inside]
+    assert max(layer.max_steps for layer in report.layers) <= 4
     assert report.layers[0].off == 0  # the input: one rounding, no sum
-    assert all(layer.departed <= FLIPS for layer in report.layers)
+    first = next(i for i, layer in enumerate(report.layers) if "add" in layer.site)
+    assert all(layer.departed <= FLIPS and layer.off <= FLIPS for layer in report.layers[:first])
+    assert report.layers[first].off > 0.05  # the sum reads a convolution that was not rounded
 
 
 def test_any_batch_size_and_two_files(integer, images, tmp_path):
