@@ -6,18 +6,29 @@ qat.calibrate(prepared, batches)
 integer = qat.convert(prepared)
 artifact = qat.export(integer, "model.onnx")
 report = qat.verify(prepared, artifact, batches)
+
+A name is imported when it is first used, so that `python -m qat.report` starts without torch.
 """
 
-from qat.artifact import Artifact
-from qat.calibrate import calibrate
-from qat.convert import convert
-from qat.export import export
-from qat.placement import Plan, PreparedModel, prepare, quantizers
-from qat.recipe import QuantRecipe
-from qat.spec import Granularity, IntSpec, Scheme
-from qat.switches import fake_quant, freeze_batchnorm, observers
-from qat.target import Target
-from qat.verify import ParityReport, Tolerance, verify
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qat.artifact import Artifact
+    from qat.calibrate import calibrate
+    from qat.convert import convert
+    from qat.export import export
+    from qat.placement import Plan, PreparedModel, prepare, quantizers
+    from qat.recipe import QuantRecipe
+    from qat.spec import Granularity, IntSpec, Scheme
+    from qat.switches import fake_quant, freeze_batchnorm, observers
+    from qat.target import Target
+    from qat.verify import ParityReport, Tolerance, verify
 
 __all__ = [
     "Artifact",
@@ -40,3 +51,41 @@ __all__ = [
     "quantizers",
     "verify",
 ]
+
+_ROOMS = {
+    "artifact": ("Artifact",),
+    "calibrate": ("calibrate",),
+    "convert": ("convert",),
+    "export": ("export",),
+    "placement": ("Plan", "PreparedModel", "prepare", "quantizers"),
+    "recipe": ("QuantRecipe",),
+    "spec": ("Granularity", "IntSpec", "Scheme"),
+    "switches": ("fake_quant", "freeze_batchnorm", "observers"),
+    "target": ("Target",),
+    "verify": ("ParityReport", "Tolerance", "verify"),
+}
+_HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return globals()[name]
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):  # qat.errors, qat.training, ...
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `qat.convert` the function, where the import of `qat/convert.py` would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -19,6 +19,7 @@ SERIES = tuple(f"var(--c{i})" for i in range(1, 7))
 BANDS = ("var(--b1)", "var(--b2)", "var(--b3)")
 SCALES = 24  # learned scales that one chart shows: those that moved most
 
+MANY = 60  # jobs whose lines are thin
 RESTLESS = 3  # layers that the chart of oscillation shows by name
 
 Spec = dict[str, Any]
@@ -191,7 +192,7 @@ def parallel_chart(jobs: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Sp
              "tooltip": [{"field": f} for f in ("job", "axis", "value")]}  # fmt: skip
     text = {"type": "text", "align": "left", "dx": 5, "fontSize": 10}
     return _chart(f"Parallel coordinates of {len(jobs)} jobs over {', '.join(axes)}", 280, rows, [
-        {"mark": {"type": "line", "strokeWidth": 1.6}, "params": [_shown("recipe")], "encoding": shown},
+        {"mark": {"type": "line", "strokeWidth": 1.6 if len(jobs) <= MANY else 0.5}, "params": [_shown("recipe")], "encoding": shown},
         {"data": {"values": ticks}, "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "value"}}},
     ])  # fmt: skip
 

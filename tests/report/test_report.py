@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -98,6 +100,13 @@ def test_results_of_another_version_are_named_and_the_rest_is_shown(run):
     assert found.missing == ("results.json is of another version: it has no top1, cpu; run again for its numbers",)
     assert main([str(run)]) == 0
     assert "block199.conv" in (run / "report.html").read_text()
+
+
+def test_the_report_starts_without_torch():
+    """It can be rebuilt years later, where nothing of training is installed."""
+    code = "import sys, qat.report.__main__; print('torch' in sys.modules, 'pytorch_lightning' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert process.stdout.split() == ["False", "False"], process.stderr
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
