@@ -190,9 +190,10 @@ def parallel_chart(jobs: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Sp
     y = {"field": "at", "type": "quantitative", "axis": None}
     shown = {"x": x, "y": y, "color": _color("recipe"), "detail": {"field": "job"}, "opacity": DIM,
              "tooltip": [{"field": f} for f in ("job", "axis", "value")]}  # fmt: skip
+    line = {"type": "line", "strokeWidth": 1.6 if len(jobs) <= MANY else 0.5}
     text = {"type": "text", "align": "left", "dx": 5, "fontSize": 10}
     return _chart(f"Parallel coordinates of {len(jobs)} jobs over {', '.join(axes)}", 280, rows, [
-        {"mark": {"type": "line", "strokeWidth": 1.6 if len(jobs) <= MANY else 0.5}, "params": [_shown("recipe")], "encoding": shown},
+        {"mark": line, "params": [_shown("recipe")], "encoding": shown},
         {"data": {"values": ticks}, "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "value"}}},
     ])  # fmt: skip
 
