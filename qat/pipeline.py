@@ -27,8 +27,10 @@ from torch import Tensor, nn
 import qat
 from qat import machine
 from qat.artifact import Artifact, fingerprint
+from qat.audit import DELIVERED, require_sound
 from qat.checkpoint import load_prepared
 from qat.data import ImageData
+from qat.data.preparation import preparation
 from qat.errors import CheckpointError, ConfigError, unknown_name
 from qat.files import write_text
 from qat.models import ModelSource, head_of, load_float
@@ -137,7 +139,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 prepared, artifacts[target.artifact], data.val_dataloader(),
                 float_model=baseline.model, tolerance=tolerance, strict=False,
             )  # fmt: skip
-            others = _elsewhere(prepared, targets[1:], folder, data, tolerance)
+            others = _elsewhere(prepared, targets[1:], folder, data, tolerance, about)
         with clock("latency"):
             latency_ms = _latency(cfg, float_file, artifacts[target.artifact], example)
     results = _results(cfg, prepared, report, top1, latency_ms, artifacts[target.artifact], float_file, clock)
@@ -214,13 +216,21 @@ def _targets(cfg: DictConfig) -> list[qat.Target]:
 
 
 def _elsewhere(
-    prepared: PreparedModel, targets: list[qat.Target], folder: Path, data: ImageData, tolerance: Tolerance
+    prepared: PreparedModel,
+    targets: list[qat.Target],
+    folder: Path,
+    data: ImageData,
+    tolerance: Tolerance,
+    about: dict[str, str],
 ) -> dict[str, ParityReport]:
     """The same integers exported to each further target, with its parity."""
     integer, found = qat.convert(prepared) if targets else None, {}
     for target in targets:
         assert integer is not None
-        artifact = qat.export(integer, folder / f"int8-{target.name}{target.artifact}", target=target)
+        path = folder / f"int8-{target.name}{target.artifact}"
+        artifact = qat.export(integer, path, target=target, metadata=about)
+        example = next(iter(data.val_dataloader()))[0][:1]
+        require_sound(artifact, runtime=load(artifact), example=example, integer=integer, require=DELIVERED)
         found[target.name] = qat.verify(prepared, artifact, data.val_dataloader(), tolerance=tolerance, strict=False)
         deployed = found[target.name].stages[-1]
         log.info("%s: agreement %.2f %%, at most %.1f steps", deployed.name, deployed.agreement, deployed.max_steps)
@@ -394,15 +404,14 @@ def _prepared(module: Classifier) -> PreparedModel:
 def _about(baseline: nn.Module, data: ImageData, top1: float) -> dict[str, str]:
     """What the artefact says about itself: where it comes from, and what its input is."""
     found = {
+        "commit": record_run("").commit or "none: not run in a repository",
         "data": type(data).__name__,
         "top1": f"{top1:.2f}",
         "float_sha256": fingerprint(baseline),
         "versions": json.dumps(machine.versions()),
     }
-    normalization = getattr(data, "normalization", None)
-    if normalization is not None:
-        about = {"size": data.input_shape[1:], "mean": normalization.mean, "std": normalization.std}
-        found["preprocessing"] = json.dumps({**about, "classes": data.class_names})
+    if (prepared := preparation(data)) is not None:
+        found["preprocessing"] = json.dumps(prepared)
     return found
 
 
@@ -421,6 +430,9 @@ def _export(
     with clock("export"):
         suffixes = dict.fromkeys((".onnx", ".pt2", target.artifact))
         artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}", metadata=about) for suffix in suffixes}
+        for artifact in artifacts.values():
+            ends = {"runtime": load(artifact), "example": example} if artifact.kind == target.artifact else {}
+            require_sound(artifact, integer=integer, require=DELIVERED, **ends)
         float_file = qat.export(baseline.cpu().eval(), folder / f"float{target.artifact}", (example,))
     return artifacts, float_file
 

@@ -61,8 +61,10 @@ def test_run_leaves_everything_that_scripts_rely_on(run):
     assert results["target"] == "onnxruntime"
     assert results["int8_mac_share"] == 1.0
     about = {p.key: p.value for p in onnx.load(folder / "int8.onnx").metadata_props}
-    assert {"data", "top1", "float_sha256", "versions", "fingerprint", "target"} <= set(about)
-    assert json.loads(about["preprocessing"])["classes"] == [str(i) for i in range(10)]
+    assert {"data", "top1", "float_sha256", "versions", "fingerprint", "target", "commit"} <= set(about)
+    prepared = json.loads(about["preprocessing"])
+    assert prepared["classes"] == [str(i) for i in range(10)]
+    assert (prepared["size"], prepared["resize"], prepared["interpolation"]) == ([32, 32], None, "bilinear")
     assert results["examples"] == 360
     assert "in integers" in (folder / "plan.txt").read_text()
     assert "8 -> 7 bits" in (folder / "plan.txt").read_text()
