@@ -8,7 +8,7 @@ import logging
 import shlex
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -50,6 +50,7 @@ from qat.training import (
     CarefulCheckpointIO,
     Classifier,
     FrozenBackbone,
+    Phase,
     QuantizationAwareTraining,
     SeedEveryEpoch,
     cached_baseline,
@@ -59,13 +60,19 @@ from qat.training import (
     run_to_resume,
 )
 from qat.training.interruption import CHECKPOINT, LAST
+from qat.training.progress import TrainingBar, followed
+from qat.training.ranges import RangeLogger
 from qat.training.workers import explained_workers
 from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
 
-# phases of the schedule, as the report names them, and the key that says where each starts
-PHASES = {"ranges move": "", "ranges frozen": "freeze_observers_at", "BatchNorm frozen too": "freeze_bn_at"}
+# phases of the schedule, and the key that says where each starts
+PHASES = {
+    Phase.LEARN_RANGES: "",
+    Phase.RANGES_FROZEN: "freeze_observers_at",
+    Phase.BATCHNORM_FROZEN: "freeze_bn_at",
+}
 
 
 class Stopwatch:
@@ -91,6 +98,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cfg = _resumed(cfg)
     folder, clock = Path(cfg.run_dir), Stopwatch()
     _quiet()
+    if cfg.quiet:
+        cfg = cfg.copy()
+        cfg.trainer.enable_progress_bar = False
     with held(folder), explained_workers(), clock("total"):
         recipe, targets = _recipe(cfg), _targets(cfg)
         target = joint(targets)
@@ -117,7 +127,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         prepared = _prepared(module)
         write_text(folder / "plan.txt", str(prepared.plan))
         with clock("calibrate"):
-            callback.calibrate(module, islice(data.calibration_dataloader(), cfg.qat.calibration_batches))
+            count = cfg.qat.calibration_batches
+            callback.calibrate(
+                module, _followed(cfg, islice(data.calibration_dataloader(), count), "calibrating", count)
+            )
             top1["ptq"] = _top1(cfg, module, data)
         log.info("PTQ top-1 %.2f %%", top1["ptq"])
         if cfg.qat.epochs > 0:
@@ -136,7 +149,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         artifacts, float_file = _export(prepared, baseline.model, example, folder, target, clock, about)
         with clock("verify"):
             report = qat.verify(
-                prepared, artifacts[target.artifact], data.val_dataloader(),
+                prepared, artifacts[target.artifact], _followed(cfg, data.val_dataloader(), "verifying"),
                 float_model=baseline.model, tolerance=tolerance, strict=False,
             )  # fmt: skip
             others = _elsewhere(prepared, targets[1:], folder, data, tolerance, about)
@@ -360,8 +373,10 @@ def _fit(
 
 
 def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Callback, ...]) -> pl.Trainer:
-    phases = {name: cfg.qat[key] if key else 0.0 for name, key in PHASES.items()} if section == "qat" else {}
-    extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed), TrainingRecorder(folder, section, phases)]
+    phases = {str(name): cfg.qat[key] if key else 0.0 for name, key in PHASES.items()} if section == "qat" else {}
+    extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed), TrainingRecorder(folder, section, phases), RangeLogger()]
+    if cfg.trainer.enable_progress_bar:
+        extra.append(TrainingBar())
     if section == "qat":  # the float baseline is kept by the cache
         checkpoints = folder / "checkpoints"
         extra.append(
@@ -381,6 +396,11 @@ def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Ca
         enable_checkpointing=section == "qat",
         enable_model_summary=False,
     )
+
+
+def _followed(cfg: DictConfig, batches: Iterable[Any], stage: str, total: int | None = None) -> Iterable[Any]:
+    """The batches of a stage, with a bar on a terminal."""
+    return followed(batches, stage, total) if cfg.trainer.enable_progress_bar else batches
 
 
 def _top1(cfg: DictConfig, module: Classifier, data: ImageData) -> float:
@@ -473,7 +493,7 @@ def _command() -> str:
 
 @reading("verify")
 def _tolerance(cfg: DictConfig) -> Tolerance:
-    return Tolerance(agreement=cfg.verify.agreement, top1=cfg.verify.top1)
+    return Tolerance(agreement=cfg.verify.agreement, top1=cfg.verify.top1, in_float=cfg.verify.in_float)
 
 
 def _results(

@@ -25,6 +25,7 @@ from qat.errors import ArtifactError, DataError, NumericsError, ParityError
 from qat.inputs import Inputs
 from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
 from qat.runtime import Runtime, load
+from qat.runtime.coverage import Coverage
 from qat.switches import fake_quant
 
 VNNI_HINT = "On a CPU without VNNI, 8-bit weights saturate: use a target whose weights have 7 bits, such as onnxruntime"
@@ -39,10 +40,12 @@ class Tolerance:
         agreement: least share of examples with the same class, in percent. 99: on an untrained or barely trained model
             many logits tie to within a step, so that single flips change classes; a trained one stays above 99.5.
         top1: largest difference of top-1, in points.
+        in_float: most operators that the runtime may execute in float; 0 allows integers alone, None does not ask.
     """
 
     agreement: float = 99.0
     top1: float = 0.5
+    in_float: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class ParityReport:
         departure: the first layer that departs, when the gate fails.
         layers: every intermediate value of the worst batch, when `verify` was asked for them.
         hint: what to do when the gate fails.
+        coverage: what the runtime executes on integers, when the tolerance asks for it; None where it does not tell.
     """
 
     stages: tuple[Stage, ...]
@@ -104,6 +108,7 @@ class ParityReport:
     departure: str = ""
     layers: tuple[Layer, ...] = ()
     hint: str = VNNI_HINT
+    coverage: Coverage | None = None
 
     def stage(self, name: str) -> Stage:
         """A stage by the beginning of its name."""
@@ -123,7 +128,17 @@ class ParityReport:
                 found.append(
                     f"{s.name}: top-1 {s.top1:.2f} % against {base.top1:.2f} %, need {self.tolerance.top1:g} points"
                 )
-        return tuple(found)
+        return (*found, *self._in_float())
+
+    def _in_float(self) -> Iterator[str]:
+        allowed = self.tolerance.in_float
+        if allowed is None:
+            return
+        if self.coverage is None:
+            yield f"{self.stages[-1].name} does not show what it executes in float, need at most {allowed} operators"
+        elif len(found := self.coverage.in_float) > allowed:
+            names = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+            yield f"{self.coverage.runtime} executes {len(found)} operators in float, need at most {allowed}: {names}"
 
     @property
     def passed(self) -> bool:
@@ -209,7 +224,8 @@ def verify(
     integer = convert(prepared)
     _require_same(artifact, integer)
     step = output_step(integer)
-    stages, base = _stages(prepared, artifact, integer, float_model)
+    runtime = load(artifact)
+    stages, base = _stages(prepared, artifact, integer, float_model, runtime)
     tallies = {name: _Tally(name, gated) for name, (_, gated) in stages.items()}
     examples, labelled = 0, True
     worst: tuple[float, Inputs | None] = (0.0, None)
@@ -231,6 +247,7 @@ def verify(
         step=step,
         tolerance=tolerance,
         hint=_hint(artifact, integer),
+        coverage=runtime.coverage() if tolerance.in_float is not None else None,
     )
     if worst[1] is not None and (layerwise or not report.passed):
         layers = compare_layers(prepared, artifact, *worst[1].ordered(artifact.inputs))
@@ -243,7 +260,11 @@ Run = Callable[[Inputs], Tensor]
 
 
 def _stages(
-    prepared: PreparedModel, artifact: Artifact, integer: fx.GraphModule, float_model: nn.Module | None
+    prepared: PreparedModel,
+    artifact: Artifact,
+    integer: fx.GraphModule,
+    float_model: nn.Module | None,
+    default: Runtime,
 ) -> tuple[dict[str, tuple[Run, bool]], Run]:
     device = device_of(prepared)
 
@@ -270,7 +291,6 @@ def _stages(
     if artifact.kind == ".onnx":
         off = load(artifact, optimize=False)
         stages[off.name] = (in_runtime(off), True)
-    default = load(artifact)
     stages[default.name] = (in_runtime(default), True)
     return stages, base
 

@@ -133,8 +133,9 @@ def test_one_training_for_two_targets(tmp_path, run):
     assert (folder / "int8-openvino.xml").is_file()
 
 
-def test_targets_whose_grids_differ(tmp_path):
-    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", "also=[tensorrt]")
+@pytest.mark.parametrize("given", ["also=[tensorrt]", "target=[onnxruntime,tensorrt]"])
+def test_targets_whose_grids_differ(tmp_path, given):
+    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", given)
     assert process.returncode == 1
     assert "one training cannot serve onnxruntime, tensorrt: activation_signed is True for tensorrt" in process.stderr
 

@@ -81,6 +81,23 @@ def test_no_batch(prepared, tmp_path):
         qat.verify(prepared, artifact, [])
 
 
+def test_float_operators_where_integers_alone_are_allowed(small_net, images, tmp_path):
+    alone = qat.Tolerance(in_float=0)
+    for exclude, file in ((["fc"], "model.onnx"), ([], "model.pt2")):
+        prepared = qat.prepare(small_net, images[:2], exclude=exclude)
+        qat.calibrate(prepared, [images])
+        artifact = qat.export(qat.convert(prepared), tmp_path / file)
+        said = {
+            "model.onnx": r"onnxruntime .* executes \d+ operators? in float, need at most 0: .*Gemm",
+            "model.pt2": "torch .* does not show what it executes in float, need at most 0",
+        }[file]
+        with pytest.raises(ParityError, match=said):
+            qat.verify(prepared, artifact, [images], tolerance=alone)
+        assert qat.verify(prepared, artifact, [images]).coverage is None
+    artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+    assert qat.verify(prepared, artifact, [images], tolerance=alone).coverage.in_float == ()
+
+
 def test_not_a_number_in_the_input(prepared, images, tmp_path):
     artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
     images[3] = float("nan")

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
 
 import qat
+from qat.artifact import Artifact
 from qat.errors import ArtifactError
 from qat.runtime import load
 from qat.runtime.latency import interleaved
@@ -72,6 +74,25 @@ def test_wrong_input_is_explained_in_the_runtimes_words(integer, tmp_path):
     run = load(qat.export(integer, tmp_path / "model.onnx"))
     with pytest.raises(ArtifactError, match=r"onnxruntime failed on model.onnx"):
         run(torch.randn(1, 4, 8, 8))
+
+
+def test_a_node_that_fails_is_named_in_the_runtimes_words(tmp_path):
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    shape = onnx.numpy_helper.from_array(np.array([2, 4], np.int64), "shape")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], name="two_by_four")],
+        "fixed",
+        [helper.make_tensor_value_info("x", kind, ["batch", 4])],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [shape],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx"
+    )
+    run = load(Artifact(path=tmp_path / "model.onnx", target=None, inputs=("x",), outputs=("y",)), threads=1)
+    assert run(torch.zeros(2, 4)).shape == (2, 4)
+    with pytest.raises(ArtifactError, match=r"(?s)onnxruntime failed on model.onnx: .*Name:'two_by_four'"):
+        run(torch.zeros(3, 4))
 
 
 def test_latency_is_measured_in_turn(integer, images, tmp_path):

@@ -23,6 +23,19 @@ def test_parity_and_every_layer_to_the_bit(trained, pictures, tmp_path):
     assert load(artifact).metadata["target"] == "torch"
 
 
+def test_truncated_file(integer, tmp_path):
+    artifact = qat.export(integer, tmp_path / "model.pt2", target="torch")
+    artifact.path.write_bytes(artifact.path.read_bytes()[:500])
+    with pytest.raises(ArtifactError, match=r"torch 2.* refuses model.pt2"):
+        load(artifact)
+
+
+def test_wrong_input_is_explained_in_torchs_words(integer, images, tmp_path):
+    run = load(qat.export(integer, tmp_path / "model.pt2", target="torch"))
+    with pytest.raises(ArtifactError, match=r"(?s)torch failed on model.pt2: Guard failed: .*x.size"):
+        run(images[:, :2])
+
+
 def test_artefact_of_another_model(prepared, trained, images, tmp_path):
     artifact = qat.export(qat.convert(trained("torch")), tmp_path / "model.pt2")
     with pytest.raises(
