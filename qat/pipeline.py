@@ -451,8 +451,8 @@ def _export(
         suffixes = dict.fromkeys((".onnx", ".pt2", target.artifact))
         artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}", metadata=about) for suffix in suffixes}
         for artifact in artifacts.values():
-            ends = {"runtime": load(artifact), "example": example} if artifact.kind == target.artifact else {}
-            require_sound(artifact, integer=integer, require=DELIVERED, **ends)
+            runtime = load(artifact) if artifact.kind == target.artifact else None
+            require_sound(artifact, runtime=runtime, example=example, integer=integer, require=DELIVERED)
         float_file = qat.export(baseline.cpu().eval(), folder / f"float{target.artifact}", (example,))
     return artifacts, float_file
 
