@@ -77,12 +77,21 @@ def _bands(training: Training) -> list[Spec]:
     if not training.phases:
         return []
     values = [
-        {"phase": p.name, "start": p.start, "end": p.end, "fill": BANDS[i % len(BANDS)]}
+        {"phase": p.name.replace(" and ", "\n"), "start": p.start, "end": p.end, "fill": BANDS[i % len(BANDS)]}
         for i, p in enumerate(training.phases)
     ]
     fill = {"field": "fill", "type": "nominal", "scale": None}  # the colors themselves
     x = {"x": {"field": "start", "type": "quantitative"}, "x2": {"field": "end"}}
-    text = {"type": "text", "align": "left", "baseline": "top", "dx": 4, "dy": 3, "y": 0, "fontSize": 10}
+    text = {
+        "type": "text",
+        "align": "left",
+        "baseline": "top",
+        "dx": 4,
+        "dy": 3,
+        "y": 0,
+        "fontSize": 10,
+        "lineBreak": "\n",
+    }
     return [
         {"data": {"values": values}, "mark": "rect", "encoding": {**x, "fill": fill}},
         {"data": {"values": values}, "mark": text, "encoding": {"x": x["x"], "text": {"field": "phase"}}},

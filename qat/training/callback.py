@@ -110,6 +110,11 @@ class QuantizationAwareTraining(pl.Callback):
         self._phase: Phase | None = None  # the last one that was logged; nothing depends on it
         self._batch: tuple[Any, int] | None = None
 
+    @property
+    def phase(self) -> Phase | None:
+        """Where the schedule is; None before training."""
+        return self._phase
+
     # the verbs, for callers that do not wait for fit
 
     def prepare(
