@@ -6,6 +6,7 @@ Colors are CSS variables of the page, so that a chart follows its theme without 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from qat.report.record import Training
@@ -19,6 +20,7 @@ SERIES = tuple(f"var(--c{i})" for i in range(1, 7))
 BANDS = ("var(--b1)", "var(--b2)", "var(--b3)")
 SCALES = 24  # learned scales that one chart shows: those that moved most
 
+LABEL = 17  # characters in a line of a band's label
 MANY = 60  # jobs whose lines are thin
 RESTLESS = 3  # layers that the chart of oscillation shows by name
 
@@ -77,7 +79,7 @@ def _bands(training: Training) -> list[Spec]:
     if not training.phases:
         return []
     values = [
-        {"phase": p.name.replace(" and ", "\n"), "start": p.start, "end": p.end, "fill": BANDS[i % len(BANDS)]}
+        {"phase": "\n".join(wrap(p.name, LABEL)), "start": p.start, "end": p.end, "fill": BANDS[i % len(BANDS)]}
         for i, p in enumerate(training.phases)
     ]
     fill = {"field": "fill", "type": "nominal", "scale": None}  # the colors themselves
