@@ -8,10 +8,14 @@ sweep folder/
 
 from __future__ import annotations
 
+import math
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console, Group, RenderableType
@@ -68,9 +72,11 @@ def _cells(r: dict[str, Any]) -> list[str]:
 
 
 class SweepSummary(Callback):
-    """Hydra callback: lets a search go on in its folder, and sums a multirun up when it ends."""
+    """Hydra callback: lets a search go on in its folder, says how far it is, and sums a multirun up when it ends."""
 
     def __init__(self) -> None:
+        self.total = self.before = 0  # jobs of this command; jobs that its folder had
+        self.start = 0.0  # seconds of a clock that all processes share
         _register()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -82,18 +88,28 @@ class SweepSummary(Callback):
         """Make the folder; where it has jobs of a search, count them as trials and number the next ones behind them."""
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)  # Optuna opens its file before there is a job
+        self.before, self.start = _finished(folder), time.monotonic()
         with read_write(config), read_write(config.hydra), open_dict(config.hydra):
             jobs = job_folders(folder)
+            self.total = _planned(config)
             if "n_trials" not in config.hydra.sweeper or not jobs:
                 return
-            done = sum((job / "results.json").is_file() or bool(read_failure(job)) for job in jobs)
-            config.hydra.sweeper.n_trials = max(0, config.hydra.sweeper.n_trials - done)
+            self.total = config.hydra.sweeper.n_trials = max(0, config.hydra.sweeper.n_trials - self.before)
             first = 1 + max(_number(job)[0] for job in jobs)
             sampler = config.hydra.sweeper.sampler
             if sampler.get("seed") is not None:
                 sampler.seed += first  # the same seed would draw the first trials again
             # an override, because the config of every job is composed anew
             config.hydra.overrides.hydra.append(f"hydra.sweep.subdir=${{qat_job:{first}}}")
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """Say how many jobs are done, and about how long the others take."""
+        if not self.total:  # a run alone
+            return
+        done = _finished(Path(config.hydra.sweep.dir)) - self.before
+        if 0 < done < self.total:
+            left = timedelta(seconds=round((time.monotonic() - self.start) / done * (self.total - done)))
+            Console().print(f"{done} of {self.total} jobs done, about {left} left", highlight=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary of the sweep's folder, and draw what has results."""
@@ -108,6 +124,21 @@ class SweepSummary(Callback):
                 )
         except QatError as error:  # the table stands
             console.print(f"no plot: {error}", soft_wrap=True)
+
+
+def _finished(folder: Path) -> int:
+    """How many jobs ended, well or with a message."""
+    return sum((job / "results.json").is_file() or bool(read_failure(job)) for job in job_folders(folder))
+
+
+def _planned(config: DictConfig) -> int:
+    """How many jobs the sweeper will start."""
+    sweeper = config.hydra.sweeper
+    if "n_trials" in sweeper:
+        return int(sweeper.n_trials)
+    given = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())]
+    parsed = OverridesParser.create().parse_overrides(given)
+    return math.prod(len(list(override.sweep_iterator())) for override in parsed if override.is_sweep_override())
 
 
 def _register() -> None:

@@ -95,6 +95,32 @@ def test_the_plot_shows_every_job(tmp_path):
     assert all(word in svg for word in ("w8a8", "w4a8", "int8 top-1, %", "latency, ms", "file, kB"))
 
 
+APP = """
+from pathlib import Path
+import hydra
+
+@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def main(cfg):
+    folder = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
+    (folder / "results.json").write_text(cfg.results)
+
+main()
+"""
+
+
+def test_a_sweep_says_how_far_it_is(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    hydra = {"callbacks": {"summary": {"_target_": "qat.report.sweep.SweepSummary"}}, "sweep": {"dir": "jobs"}}
+    app = {"a": 1, "b": 2, "results": json.dumps(RESULTS), "hydra": hydra}
+    (tmp_path / "app.yaml").write_text(json.dumps(app))
+    command = [sys.executable, "app.py", "-m", "a=1,2", "b=3,4"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert process.returncode == 0, process.stderr
+    said = [line for line in process.stdout.splitlines() if "jobs done" in line]
+    assert [line.split(",")[0] for line in said] == ["1 of 4 jobs done", "2 of 4 jobs done", "3 of 4 jobs done"]
+    assert all(line.endswith(" left") for line in said)
+
+
 def sweep(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     if not (tmp_path / "float.pt").is_file():
         torch.save(resnet20().state_dict(), tmp_path / "float.pt")
