@@ -26,8 +26,9 @@ def site(tmp_path_factory):
 
 def test_every_verb_is_documented_with_what_it_takes_and_raises(site):
     text = (site / "reference" / "api" / "index.html").read_text()
-    for name in ("qat.prepare", "qat.verify", "qat.training.QuantizationAwareTraining", "qat.observers.Observer"):
+    for name in ("qat.placement.prepare.prepare", "qat.verify.verify", "qat.observers.base.Observer"):
         assert f'id="{name}"' in text
+    assert re.search(r"<h3[^>]*>\s*(<[^>]+>\s*)*qat\.prepare", text)  # by its public name
     assert "leaf_modules" in text
     assert "PlacementError" in text
 
