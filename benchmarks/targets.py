@@ -56,9 +56,10 @@ def measure(args: argparse.Namespace, target: qat.Target, data: ImageData) -> di
         findings = audit(artifact, runtime=runtime, example=calibration[0][0], integer=integer)
         size = artifact.size_bytes / base.size_bytes
     stage = report.stages[-1]
+    name = Path(args.data).name if args.data else type(data).__name__.lower()
     off = [layer for layer in report.layers if layer.departed > 0]
     return {
-        "model": args.model, "data": type(data).__name__, "target": target.name, "runtime": stage.name,
+        "model": args.model, "data": name, "target": target.name, "runtime": stage.name,
         "examples": report.examples, "weight_bits": target.weight_bits, "top1_float": report.stage("float").top1,
         "top1": stage.top1, "agreement": stage.agreement, "max_steps": stage.max_steps, "mean_steps": stage.mean_steps,
         "integer": len(coverage.integer) if coverage else None, "float": len(coverage.in_float) if coverage else None,
@@ -100,7 +101,8 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def _islands(row: dict[str, Any]) -> str:
-    return "" if row["islands"] is None else ", ".join(row["islands"]) or "none"
+    found = row["islands"]
+    return "" if found is None else ", ".join(found) if 0 < len(found) < 4 else str(len(found) or "none")
 
 
 def main() -> None:

@@ -79,6 +79,8 @@ def _for_target(model: nn.Module, suffix: str, target: Target | None, inputs: tu
         return for_xnnpack(with_zero_points(float_biases(model)), inputs)
     if target is not None and target.runtime == "inductor" and suffix == ".pt2":
         return with_zero_points(float_biases(model))
+    if suffix == ".xml":  # it computes them in float anyway, and needs no scales and operators then
+        return float_biases(model)
     return float_biases(model) if target is not None and target.float_bias and suffix == ".onnx" else model
 
 

@@ -34,6 +34,14 @@ def test_parity_on_blocks_of_known_nets(trained, pictures, tmp_path):
     assert report.layers[first].off > 0.05  # the sum reads a convolution that was not rounded
 
 
+def test_the_graph_is_written_short(integer, tmp_path):
+    graph = qat.export(integer, tmp_path / "model.xml", target="openvino").path.read_text()
+    assert not {"\n", "\t"} & set(graph[graph.index("<net") :].strip())
+    assert 'type="i32"' not in graph  # biases in float: no scale, no operator
+    quantizers = graph.count('type="FakeQuantize"')
+    assert graph.count('element_type="f32" shape=""') + graph.count('shape="1, 1, 1, 1" offset') <= 2 * quantizers + 8
+
+
 def test_any_batch_size_and_two_files(integer, images, tmp_path):
     artifact = qat.export(integer, tmp_path / "model.xml", target="openvino")
     assert [path.name for path in artifact.files] == ["model.xml", "model.bin"]
