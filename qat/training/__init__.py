@@ -2,6 +2,8 @@
 
 networks, calls, batches   where a stranger's project keeps its network, what it feeds it, and from which data
 schedule                   progress -> phase, pure
+preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
+delivery                   and when fit has ended
 """
 
 from qat.training.backbone import FrozenBackbone

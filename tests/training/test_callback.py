@@ -467,7 +467,7 @@ def test_an_artefact_that_departs_ends_in_an_error(
                 prepared.fc.weight.copy_(weight)
                 prepared.fc.bias.copy_(bias)
 
-    monkeypatch.setattr("qat.training.callback.convert", other)
+    monkeypatch.setattr("qat.training.delivery.convert", other)
     callback = QuantizationAwareTraining(export=tmp_path / "model.onnx")
     with pytest.raises(ParityError, match="departs from the trained model"):
         trainer(callback).fit(stranger(), loader, loader)

@@ -1,0 +1,156 @@
+"""Preparation: the networks of a LightningModule become fake-quant networks, before Lightning builds its optimizers.
+
+    networks there already        in `setup`
+    built by configure_model      right after it
+    prepared by the caller        left as they are
+
+What a network is prepared with is what the module's own step calls it with (calls.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+from torch import nn
+
+from qat.errors import ConfigError
+from qat.placement import PreparedModel, prepare
+from qat.recipe import QuantRecipe
+from qat.target import Target
+from qat.training.batches import looking_ahead, training_loader
+from qat.training.calls import Call, Step, evaluating, example_calls
+from qat.training.networks import candidate_networks, find_networks, replace_network
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How the networks of a LightningModule are prepared.
+
+    Args:
+        recipe: for `qat.prepare`.
+        target: for `qat.prepare`.
+        modules: attributes that hold the networks; None finds it.
+        exclude: glob patterns of modules that stay in float, besides the recipe's.
+        placement: `graph` or `modules`.
+    """
+
+    recipe: QuantRecipe
+    target: Target
+    modules: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    placement: str = "graph"
+
+    def find(self, pl_module: pl.LightningModule) -> dict[str, nn.Module]:
+        """The networks, prepared or not, by attribute."""
+        return find_networks(pl_module, self.modules)
+
+    def prepared(self, pl_module: pl.LightningModule) -> dict[str, PreparedModel]:
+        """The fake-quant networks, by attribute.
+
+        Raises:
+            ConfigError: when they are not prepared.
+        """
+        networks = self.find(pl_module)
+        prepared = {name: n for name, n in networks.items() if isinstance(n, PreparedModel)}
+        if len(prepared) < len(networks):
+            missing = ", ".join(repr(name) for name in networks if name not in prepared)
+            raise ConfigError(
+                f"{missing} of {type(pl_module).__name__} is not prepared, or was replaced since; build networks in "
+                "__init__ or configure_model, or call prepare first"
+            )
+        return prepared
+
+    def apply(
+        self, pl_module: pl.LightningModule, networks: Mapping[str, nn.Module], calls: Mapping[str, Call]
+    ) -> dict[str, PreparedModel]:
+        """Replace networks by their fake-quant copies; those that are prepared stay.
+
+        Args:
+            pl_module: holds them.
+            networks: by attribute.
+            calls: what those that are not prepared are called with.
+
+        Raises:
+            ConfigError: a network is prepared with another recipe, or for another target.
+        """
+        for name, network in networks.items():
+            if isinstance(network, PreparedModel):
+                self._require_same(name, network)
+                continue
+            prepared = prepare(
+                network,
+                calls[name].args,
+                self.recipe,
+                self.target,
+                example_kwargs=calls[name].kwargs,
+                exclude=self.exclude,
+                placement=self.placement,
+            )
+            replace_network(pl_module, name, prepared)
+            logger.info("prepared %s: %s for %s", name, self.recipe.name, self.target.name)
+        return self.prepared(pl_module)
+
+    def before_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, single: bool) -> None:
+        """Prepare what the module holds, or will hold after `configure_model`.
+
+        Args:
+            trainer: whose training data tells what the networks are called with.
+            pl_module: holds them.
+            single: whether several networks are refused, because one file is to be exported.
+        """
+        if candidate_networks(pl_module):
+            self._of_fit(trainer, pl_module, single)
+            return
+        # Lightning has no hook between configure_model and the optimizers
+        configure = pl_module.configure_model
+
+        def configure_and_prepare() -> None:
+            del pl_module.configure_model  # the class's own again
+            configure()
+            self._of_fit(trainer, pl_module, single)
+
+        pl_module.configure_model = configure_and_prepare  # type: ignore[method-assign]
+
+    def _of_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, single: bool) -> None:
+        networks = self.find(pl_module)
+        if single and len(networks) > 1:
+            raise ConfigError(f"export takes one network, got {', '.join(networks)}; call qat.export on each after fit")
+        todo = {name: n for name, n in networks.items() if not isinstance(n, PreparedModel)}
+        calls: Mapping[str, Call] = {}
+        if todo:
+            with evaluating(pl_module):
+                calls = example_calls(pl_module, todo) or _calls_of_first_batch(trainer, pl_module, todo)
+        self.apply(pl_module, networks, calls)
+
+    def _require_same(self, name: str, network: PreparedModel) -> None:
+        if (network.recipe, network.target) != (self.recipe, self.target):
+            raise ConfigError(
+                f"{name!r} is already prepared with recipe {network.recipe.name} for target {network.target.name}, "
+                f"the callback says {self.recipe.name} for {self.target.name}; give it the same, or a float network"
+            )
+
+
+def require_own_parameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Raise `ConfigError` when an optimizer trains parameters that preparation has replaced."""
+    own = {id(p) for p in pl_module.parameters()}
+    trained = [p for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
+    strays = sum(id(p) not in own for p in trained)
+    if strays:
+        raise ConfigError(
+            f"{strays} of the optimizers' {len(trained)} parameters are not in {type(pl_module).__name__}: they were "
+            "taken before it was prepared. Build optimizers in configure_optimizers, from self.parameters()"
+        )
+
+
+def _calls_of_first_batch(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, networks: Mapping[str, nn.Module]
+) -> dict[str, Call]:
+    with looking_ahead(training_loader(trainer), 1) as batches:
+        for batch in batches:
+            return Step(pl_module, networks).calls(batch)
+    raise ConfigError("the training data has no batch to prepare the network with")

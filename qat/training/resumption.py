@@ -1,0 +1,66 @@
+"""Resumption: what a checkpoint must have in common with the run that goes on from it.
+
+the same recipe and target      its ranges mean something else otherwise
+quantizers in the same places   another exclude, or another model, has others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+from qat.errors import ConfigError
+from qat.placement import PreparedModel, quantizers
+from qat.provenance import KEY, differences
+from qat.recipe import QuantRecipe
+from qat.target import Target
+
+LISTED = 5  # names of an error message
+
+
+def look_before_loading(pl_module: pl.LightningModule, recipe: QuantRecipe, target: Target) -> None:
+    """Look at a checkpoint before its tensors are copied: Lightning asks callbacks only afterwards."""
+    own = type(pl_module).on_load_checkpoint
+
+    def look(checkpoint: dict[str, Any]) -> None:
+        require_prepared_alike(pl_module, checkpoint, recipe, target)
+        own(pl_module, checkpoint)
+
+    pl_module.on_load_checkpoint = look  # type: ignore[method-assign]
+
+
+def stop_looking(pl_module: pl.LightningModule) -> None:
+    """The module's own `on_load_checkpoint` again: what was to be loaded is loaded."""
+    pl_module.__dict__.pop("on_load_checkpoint", None)
+
+
+def require_prepared_alike(
+    pl_module: pl.LightningModule, checkpoint: Mapping[str, Any], recipe: QuantRecipe, target: Target
+) -> None:
+    """Raise `ConfigError` where a checkpoint's ranges would mean something else in this module."""
+    about = checkpoint.get(KEY)
+    if about and (unlike := differences(about, recipe, target)):
+        raise ConfigError(
+            f"the checkpoint was trained with recipe {about['recipe']} for target {about['target']}, this run has "
+            f"{recipe.name} for {target.name} ({', '.join(unlike)}); resume with the same, or start from "
+            "its float weights"
+        )
+    for name, network in pl_module.named_modules():
+        if isinstance(network, PreparedModel):
+            _require_same_quantizers(name, network, checkpoint.get("state_dict", {}))
+
+
+def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[str, Any]) -> None:
+    ours = {f"{name}.{q}" for q in quantizers(network)}
+    scales = {key.rpartition(".")[0] for key in state if key.startswith(f"{name}.") and key.endswith(".scale")}
+    theirs = {q for q in scales if "_quantizer" in q.rpartition(".")[2]}
+    if theirs == ours:
+        return
+    sides = {"only in the checkpoint": theirs - ours, "only in this run": ours - theirs}
+    listed = "; ".join(f"{what}: {', '.join(sorted(q)[:LISTED])}" for what, q in sides.items() if q)
+    raise ConfigError(
+        f"{name!r} was prepared differently for the checkpoint, its quantizers are in other places ({listed}). Resume "
+        "with the same exclude and the same model"
+    )
