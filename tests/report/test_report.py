@@ -93,6 +93,14 @@ def test_what_is_missing_is_said_and_what_is_there_is_shown(tmp_path):
     assert "the run is older than this report" in render("report.md.j2", runs=[read_run(tmp_path)])
 
 
+def test_further_targets_stand_below_the_ladder(run):
+    stage = {"name": "openvino 1.0", "top1": 97.25, "agreement": 99.5, "max_steps": 2.0, "mean_steps": 0.25}
+    (run / "results.json").write_text(json.dumps({**RESULTS, "also": {"openvino": stage}}))
+    assert main([str(run)]) == 0
+    assert "<td>also openvino: openvino 1.0</td><td>97.25</td>" in (run / "report.html").read_text()
+    assert "| also openvino: openvino 1.0 | 97.25 | 99.50 | 2.0 | 0.250 |" in (run / "report.md").read_text()
+
+
 def test_results_of_another_version_are_named_and_the_rest_is_shown(run):
     (run / "results.json").write_text(json.dumps({k: v for k, v in RESULTS.items() if k not in ("cpu", "top1")}))
     found = read_run(run)
