@@ -19,12 +19,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qat.adaround import adaround
     from qat.artifact import Artifact
+    from qat.bias_correction import correct_biases
     from qat.calibrate import calibrate
     from qat.convert import convert
+    from qat.equalize import equalize
     from qat.export import export
     from qat.placement import Plan, PreparedModel, prepare, quantizers
     from qat.recipe import QuantRecipe
+    from qat.reestimate import reestimate_batchnorm
     from qat.spec import Granularity, IntSpec, Scheme
     from qat.switches import fake_quant, freeze_batchnorm, observers
     from qat.target import Target
@@ -41,24 +45,32 @@ __all__ = [
     "Scheme",
     "Target",
     "Tolerance",
+    "adaround",
     "calibrate",
     "convert",
+    "correct_biases",
+    "equalize",
     "export",
     "fake_quant",
     "freeze_batchnorm",
     "observers",
     "prepare",
     "quantizers",
+    "reestimate_batchnorm",
     "verify",
 ]
 
 _ROOMS = {
+    "adaround": ("adaround",),
     "artifact": ("Artifact",),
+    "bias_correction": ("correct_biases",),
     "calibrate": ("calibrate",),
     "convert": ("convert",),
+    "equalize": ("equalize",),
     "export": ("export",),
     "placement": ("Plan", "PreparedModel", "prepare", "quantizers"),
     "recipe": ("QuantRecipe",),
+    "reestimate": ("reestimate_batchnorm",),
     "spec": ("Granularity", "IntSpec", "Scheme"),
     "switches": ("fake_quant", "freeze_batchnorm", "observers"),
     "target": ("Target",),

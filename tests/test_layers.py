@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorder": WORDS | NUMERICS | VERBS | {"inputs", "report", "runtime"},
     "settings": {"errors"},
 }
-MAY_IMPORT["__init__"] = WORDS | VERBS | {"artifact", "export", "verify"}  # what `import qat` offers
+HELPERS = {"adaround", "bias_correction", "equalize", "reestimate"}  # of post-training quantization
+MAY_IMPORT["__init__"] = WORDS | VERBS | HELPERS | {"artifact", "export", "verify"}  # what `import qat` offers
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 
 # packages that only some rooms may know; ours start fast, and work where an extra is not installed

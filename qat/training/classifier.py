@@ -1,6 +1,7 @@
 """A classifier for Lightning: any network from images to logits, with its optimizer and schedule.
 
-loss = cross entropy of logits [N, C] and labels [N]; in training also of auxiliary heads, weighted (outputs.py)
+loss = cross entropy of logits [N, C] and labels [N]; in training also of auxiliary heads, weighted (outputs.py), and
+       with a teacher its share (distillation.py)
 Logged: train/loss, val/loss, val/top1; top-1 as a share in 0 .. 1.
 """
 
@@ -13,12 +14,14 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from qat.errors import ConfigError
+from qat.training.distillation import Distillation, require_teacher
 from qat.training.finite import require_finite_loss
 from qat.training.outputs import Outputs
 
@@ -38,6 +41,11 @@ class Classifier(pl.LightningModule):
             another one at every epoch.
         label_smoothing: share of the target that is spread over all classes.
         aux_weight: weight of each auxiliary head's loss; None takes that of the model's paper.
+        distill: share of the teacher in the training loss; None learns from the labels alone.
+        teacher: the float model, for `distill`; no part of this module, so in no checkpoint.
+
+    Raises:
+        ConfigError: a value out of range; distillation without a float teacher.
     """
 
     def __init__(
@@ -49,6 +57,8 @@ class Classifier(pl.LightningModule):
         scheduler: Callable[..., Any] | None = None,
         label_smoothing: float = 0.0,
         aux_weight: float | None = None,
+        distill: Distillation | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -58,6 +68,9 @@ class Classifier(pl.LightningModule):
         self.model = model
         self.build_optimizer, self.build_scheduler = optimizer, scheduler
         self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
+        self.distill = distill
+        # past nn.Module, which would train it, save it, and take it for a network to quantize
+        self.__dict__["teacher"] = None if distill is None else require_teacher(teacher)
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.test_top1 = MulticlassAccuracy(num_classes, average="micro")
 
@@ -70,6 +83,8 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         outputs = self._outputs(images)
         loss = F.cross_entropy(outputs.logits, labels, label_smoothing=self.label_smoothing)
+        if self.distill is not None:
+            loss = self.distill.loss(loss, outputs.logits, self._taught(images))
         for logits in outputs.auxiliary:
             weight = outputs.aux_weight if self.aux_weight is None else self.aux_weight
             loss = loss + weight * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -103,6 +118,12 @@ class Classifier(pl.LightningModule):
 
     def _outputs(self, images: Tensor) -> Outputs:
         return Outputs.of(self.model(images), type(self.model).__name__)
+
+    def _taught(self, images: Tensor) -> Tensor:
+        """The teacher's logits [N, C]."""
+        teacher = self.__dict__["teacher"].to(images.device)
+        with torch.no_grad():
+            return Outputs.of(teacher(images), type(teacher).__name__).logits
 
     def _horizon(self) -> dict[str, int]:
         build = self.build_scheduler
