@@ -161,3 +161,12 @@ def test_nobody_prints():
 def test_every_file_says_what_it_is_for():
     silent = [path.name for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_who_names_the_decomposed_operators_registers_them(path):
+    """`torch.ops.quantized_decomposed` is empty until that module is imported, and who came first is chance."""
+    tree = ast.parse(path.read_text())
+    named = any(isinstance(node, ast.Attribute) and node.attr == "quantized_decomposed" for node in ast.walk(tree))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not named or "torch.ao.quantization.fx._decomposed" in imported

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 OPS = torch.ops.quantized_decomposed

@@ -26,6 +26,7 @@ import onnx_ir as ir
 import onnxscript
 import onnxscript.optimizer
 import torch
+import torch.ao.quantization.fx._decomposed
 from onnx_ir import passes
 from onnxscript import opset21 as op
 from onnxscript import rewriter
