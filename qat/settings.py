@@ -1,4 +1,4 @@
-"""From Hydra's config to objects, with errors that name the key: what `pipeline.py` builds everything with."""
+"""From Hydra's config to objects, with errors that name the key: what `pipeline/` builds everything with."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from qat.errors import QatError
-from qat.pipeline import _callback, _recipe, _source, _targets, _tolerance
+from qat.pipeline.callback import build_callback
+from qat.pipeline.source import read_source
+from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
 from qat.target import joint
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -60,9 +62,9 @@ def reads_or_refuses(changes: list[tuple[tuple[str, ...], Any]]) -> None:
         node[path[-1]] = value
     try:
         cfg = DictConfig(content)
-        _callback(cfg, _recipe(cfg), joint(_targets(cfg)))
-        _source(cfg)
-        _tolerance(cfg)
+        build_callback(cfg, read_recipe(cfg), joint(read_targets(cfg)))
+        read_source(cfg)
+        read_tolerance(cfg)
     except QatError as error:
         assert str(error)  # noqa: PT017  (either outcome is right)
 

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qat.errors import ConfigError
-from qat.pipeline import _source, _with_preprocessing
+from qat.pipeline.source import read_source, with_preprocessing
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parent.parent.parent / "conf"
 WEIGHTS = "model.weights=IMAGENET1K_V1"
 
 
@@ -22,7 +22,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def data_of(*overrides: str) -> DictConfig:
     cfg = composed(*overrides)
-    return _with_preprocessing(cfg, _source(cfg)).data
+    return with_preprocessing(cfg, read_source(cfg)).data
 
 
 @pytest.mark.parametrize("model", [["model=resnet18"], ["model=torchvision", "model.name=resnet18"]])
@@ -46,12 +46,12 @@ def test_a_size_of_ones_own_keeps_the_proportion(caplog: pytest.LogCaptureFixtur
 
 def test_data_without_a_size_take_the_values() -> None:
     cfg = composed("data=cifar10", "~data.root", "model=resnet18", WEIGHTS)
-    assert _with_preprocessing(cfg, _source(cfg)).data.std == [0.229, 0.224, 0.225]
+    assert with_preprocessing(cfg, read_source(cfg)).data.std == [0.229, 0.224, 0.225]
 
 
 def test_without_weights_nothing_changes() -> None:
     cfg = composed("model=resnet18")
-    assert _with_preprocessing(cfg, _source(cfg)) == cfg
+    assert with_preprocessing(cfg, read_source(cfg)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_without_weights_nothing_changes() -> None:
 )
 def test_refused_before_anything_is_built(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        _source(composed(*(["model=resnet18"] if WEIGHTS in overrides else []), *overrides))
+        read_source(composed(*(["model=resnet18"] if WEIGHTS in overrides else []), *overrides))

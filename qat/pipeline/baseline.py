@@ -1,0 +1,61 @@
+"""The float model that a run quantizes: loaded, trained here, or from the cache."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from qat import machine
+from qat.data import ImageData
+from qat.models import ModelSource, head_of, load_float
+from qat.pipeline.classifier import build_classifier
+from qat.pipeline.source import build_model
+from qat.pipeline.trainer import fit
+from qat.settings import plain
+from qat.training import Classifier, FrozenBackbone, cached_baseline, require_classifier
+
+log = logging.getLogger(__name__)
+
+
+def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Classifier:
+    """The float model to quantize: as it was loaded, or trained here (a whole model, or a new head), or cached."""
+    classes = source.num_classes or data.num_classes
+    section = source.section(classes, reset_head=cfg.init_reset_head)
+    model: nn.Module = build_model(cfg, section)
+    head: tuple[str, ...] = ()
+    if cfg.init_reset_head:
+        head = head_of(lambda n: build_model(cfg, source.section(n, fresh=True)), classes)
+    images = torch.cat([images for images, _ in islice(data.calibration_dataloader(), 2)])[:2]
+    way_out = (
+        "Leave model.num_classes out, and it is taken from the data"
+        if source.takes_classes
+        else f"Give {source.path} a parameter num_classes, which is then set from the data"
+    )
+    require_classifier(model, images, data.num_classes, way_out)
+    module = build_classifier(cfg, "float", model, data)
+    start = {"weights": source.weights, "reset_head": bool(cfg.init_reset_head)}
+    if cfg.init_from is not None:
+        rename = plain(cfg, "init_rename") or {}
+        loaded = load_float(model, cfg.init_from, rename=rename, strict=cfg.init_strict, head=head)
+        log.info("%s", loaded)
+        start["sha256"] = loaded.sha256
+    if (cfg.init_from is not None or source.weights) and not head:
+        return module
+    produced_by = {
+        **{key: plain(cfg, key) for key in ("data", "float", "seed")},
+        "model": section,
+        "start": start,
+        "precision": plain(cfg, "trainer.precision"),
+        "versions": {k: v for k, v in machine.versions().items() if k in ("qat", "torch", "torchvision")},
+    }
+    name = f"{type(model).__name__.lower()}-{type(data).__name__.lower()}"
+    frozen = [FrozenBackbone(head)] if cfg.float.freeze_backbone else []
+    cached_baseline(
+        model, produced_by, cfg.cache_dir, name, lambda: fit(cfg, "float", module, data, Path(cfg.run_dir), *frozen)
+    )
+    return module

@@ -1,0 +1,23 @@
+"""The LightningModule of a section of the config, `float` or `qat`."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from torch import nn
+
+from qat.data import ImageData
+from qat.settings import build
+from qat.training import Classifier
+
+
+def build_classifier(cfg: DictConfig, section: str, model: nn.Module, data: ImageData) -> Classifier:
+    """`model` with the optimizer, schedule and loss of that section."""
+    settings = cfg[section]
+    return Classifier(
+        model,
+        num_classes=data.num_classes,
+        optimizer=build(cfg, f"{section}.optimizer"),
+        scheduler=build(cfg, f"{section}.scheduler") if settings.scheduler else None,
+        label_smoothing=settings.label_smoothing,
+        aux_weight=settings.aux_weight,
+    )

@@ -1,0 +1,50 @@
+"""What `results.json` holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig
+
+from qat import machine
+from qat.artifact import Artifact
+from qat.pipeline.stopwatch import Stopwatch
+from qat.placement.prepared import PreparedModel
+from qat.verify import ParityReport
+
+
+def summarize(
+    cfg: DictConfig,
+    prepared: PreparedModel,
+    report: ParityReport,
+    top1: dict[str, float],
+    latency_ms: dict[str, float],
+    int8_file: Artifact,
+    float_file: Artifact,
+    clock: Stopwatch,
+) -> dict[str, Any]:
+    """One run in plain values, as JSON takes them."""
+    deployed = report.stages[-1]
+    return {
+        "model": prepared.plan.model,
+        "recipe": prepared.recipe.name,
+        "target": prepared.target.name,
+        "top1": {**top1, "int8": deployed.top1},
+        "agreement": deployed.agreement,
+        "examples": report.examples,
+        "size_bytes": {"float": float_file.size_bytes, "int8": int8_file.size_bytes},
+        "latency_ms": latency_ms,
+        "int8_mac_share": prepared.plan.int8_mac_share,
+        "passed": report.passed,
+        "failures": list(report.failures),
+        "departure": report.departure,
+        "parity": [asdict(stage) for stage in report.stages],
+        "output_step": report.step,
+        "notes": list(prepared.plan.notes),
+        "seed": cfg.seed,
+        "seconds": {stage: round(s, 2) for stage, s in clock.seconds.items()},
+        "cpu": machine.cpu(),
+        "versions": machine.versions(),
+        "sha256": {"int8": int8_file.sha256, "float": float_file.sha256},
+    }

@@ -1,0 +1,126 @@
+"""float → prepare → calibrate → train → convert → export → verify → card: static quantization, trained or not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+import qat
+from qat.checkpoint import load_prepared
+from qat.data import ImageData
+from qat.files import write_text
+from qat.pipeline.baseline import float_baseline
+from qat.pipeline.callback import build_callback
+from qat.pipeline.classifier import build_classifier
+from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency
+from qat.pipeline.reporting import write_page
+from qat.pipeline.results import summarize
+from qat.pipeline.resumption import clear, resumed
+from qat.pipeline.source import read_source, with_preprocessing
+from qat.pipeline.stopwatch import Stopwatch
+from qat.pipeline.terminal import follow, quiet
+from qat.pipeline.trainer import fit, measure_top1
+from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
+from qat.placement.prepared import PreparedModel
+from qat.report.card import card
+from qat.settings import build
+from qat.target import joint
+from qat.training import Classifier, held, require_training_state
+from qat.training.workers import explained_workers
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """One run from config to card; returns what `results.json` holds.
+
+    Raises:
+        QatError: anything the user can mend; nothing is left half-written.
+    """
+    cfg = resumed(cfg)
+    folder, clock = Path(cfg.run_dir), Stopwatch()
+    quiet()
+    if cfg.quiet:
+        cfg = cfg.copy()
+        cfg.trainer.enable_progress_bar = False
+    with held(folder), explained_workers(), clock("total"):
+        recipe, targets = read_recipe(cfg), read_targets(cfg)
+        target = joint(targets)
+        callback = build_callback(cfg, recipe, target)
+        source = read_source(cfg)
+        cfg = with_preprocessing(cfg, source)
+        tolerance = read_tolerance(cfg)
+        clear(folder, resumed=cfg.ckpt_path is not None)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+        with clock("data"):
+            data: ImageData = build(cfg, "data")
+            data.setup()
+        with clock("float"):
+            baseline = float_baseline(cfg, source, data)
+            top1 = {"float": measure_top1(cfg, baseline, data)}
+        log.info("float top-1 %.2f %%", top1["float"])
+
+        module = build_classifier(cfg, "qat", _copy(baseline), data)
+        example = next(iter(data.calibration_dataloader()))[0][:2]
+        with clock("prepare"):
+            callback.prepare(module, (example,))
+        prepared = _prepared(module)
+        write_text(folder / "plan.txt", str(prepared.plan))
+        with clock("calibrate"):
+            count = cfg.qat.calibration_batches
+            callback.calibrate(module, follow(cfg, islice(data.calibration_dataloader(), count), "calibrating", count))
+            top1["ptq"] = measure_top1(cfg, module, data)
+        log.info("PTQ top-1 %.2f %%", top1["ptq"])
+        if cfg.qat.epochs > 0:
+            if cfg.ckpt_path is not None:  # before Lightning, which would end in a traceback
+                require_training_state(cfg.ckpt_path)
+                load_prepared(prepared, cfg.ckpt_path)
+            with clock("qat"):
+                fit(cfg, "qat", module, data, folder, callback, ckpt_path=cfg.ckpt_path)
+                top1["qat"] = measure_top1(cfg, module, data)
+            log.info("QAT top-1 %.2f %%", top1["qat"])
+        else:
+            top1["qat"] = top1["ptq"]
+
+        prepared = _prepared(module).cpu()
+        about = describe(baseline.model, data, top1["qat"])
+        artifacts, float_file = export_all(prepared, baseline.model, example, folder, target, clock, about)
+        with clock("verify"):
+            report = qat.verify(
+                prepared, artifacts[target.artifact], follow(cfg, data.val_dataloader(), "verifying"),
+                float_model=baseline.model, tolerance=tolerance, strict=False,
+            )  # fmt: skip
+            others = export_elsewhere(prepared, targets[1:], folder, data, tolerance, about)
+        with clock("latency"):
+            latency_ms = measure_latency(cfg, float_file, artifacts[target.artifact], example)
+    results = summarize(cfg, prepared, report, top1, latency_ms, artifacts[target.artifact], float_file, clock)
+    results["also"] = {name: asdict(other.stages[-1]) for name, other in others.items()}
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    Console().print(card(results))
+    if cfg.report:
+        write_page(prepared, baseline, artifacts[target.artifact], data, folder)
+    log.info("everything this run wrote: %s", folder)
+    for each in (report, *others.values()):
+        each.require()
+    return results
+
+
+def _copy(module: Classifier) -> nn.Module:
+    return copy.deepcopy(module.model)
+
+
+def _prepared(module: Classifier) -> PreparedModel:
+    assert isinstance(module.model, PreparedModel)
+    return module.model
