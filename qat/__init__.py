@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qat.recipe import QuantRecipe
     from qat.reestimate import reestimate_batchnorm
     from qat.spec import Granularity, IntSpec, Scheme
-    from qat.switches import fake_quant, freeze_batchnorm, observers
+    from qat.switches import fake_quant, freeze_batchnorm, observers, sync_batchnorm
     from qat.target import Target
     from qat.verify import ParityReport, Tolerance, verify
 
@@ -57,6 +57,7 @@ __all__ = [
     "prepare",
     "quantizers",
     "reestimate_batchnorm",
+    "sync_batchnorm",
     "verify",
 ]
 
@@ -72,7 +73,7 @@ _ROOMS = {
     "recipe": ("QuantRecipe",),
     "reestimate": ("reestimate_batchnorm",),
     "spec": ("Granularity", "IntSpec", "Scheme"),
-    "switches": ("fake_quant", "freeze_batchnorm", "observers"),
+    "switches": ("fake_quant", "freeze_batchnorm", "observers", "sync_batchnorm"),
     "target": ("Target",),
     "verify": ("ParityReport", "Tolerance", "verify"),
 }

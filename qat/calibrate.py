@@ -2,11 +2,13 @@
 
 Batches go through the model in evaluation mode with fake quantization off, so that every range is that of the float
 model; a moving average starts as the plain mean over these batches.
+
+Where several processes train together, all of them calibrate, each on its batches, as long as every one has another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import CalibrationError, NumericsError
+from qat.functional.across import any_across
 from qat.inputs import Inputs
 from qat.placement.prepared import PreparedModel, device_of, quantizers
 from qat.quantizers import FakeQuantize
@@ -46,7 +49,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any], *, max_batches: int |
         quantizer.train()  # a quantizer learns in training mode; the model around it stays in evaluation mode
     count = 0
     try:
-        for batch in islice(batches, max_batches):
+        for batch in _in_step(islice(batches, max_batches), prepared):
             forward(prepared, batch)
             count += 1
             _require_finite(found, count)
@@ -71,6 +74,14 @@ def labels_of(batch: Any) -> Tensor | None:
     if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[1]
     return None
+
+
+def _in_step(batches: Iterable[Any], prepared: nn.Module) -> Iterator[Any]:
+    """The batches until any process has no more: their ranges are exchanged batch by batch."""
+    device, ended = device_of(prepared), object()
+    iterator = iter(batches)
+    while not any_across((batch := next(iterator, ended)) is ended, device):
+        yield batch
 
 
 def _in_order(prepared: nn.Module) -> dict[str, FakeQuantize]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from qat.errors import PlacementError
+from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.prepared import PreparedModel, batchnorms, quantizers
 
 
@@ -36,6 +37,28 @@ def freeze_batchnorm(model: nn.Module, *, frozen: bool = True) -> None:
         module.batchnorm_frozen = frozen
         for norm in batchnorms(module):
             norm.training = module.training and not frozen
+
+
+def sync_batchnorm(model: nn.Module) -> nn.Module:
+    """BatchNorm over the batches of all processes, as `nn.SyncBatchNorm.convert_sync_batchnorm` makes it.
+
+    That one would put plain layers in the place of those that end in a quantizer; here they stay, and so does every
+    parameter. Works before and after DDP is put around the model. Where a process has too few images for statistics.
+
+    Args:
+        model: a prepared model, a float one, or a module that holds some.
+
+    Returns:
+        The model; another object only where it is itself a float BatchNorm.
+    """
+    if isinstance(model, _FakeQuantBatchNorm):
+        model.synced = True
+        return model
+    if isinstance(model, nn.modules.batchnorm._BatchNorm):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, child in model.named_children():
+        model.add_module(name, sync_batchnorm(child))
+    return model
 
 
 def _quantizers(model: nn.Module) -> list:

@@ -37,8 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": GRIDS | {"functional", "observers", "quantizers"},
     # verbs
     "placement": WORDS | NUMERICS,
-    "switches": {"errors", "placement"},
-    "calibrate": {"errors", "inputs", "quantizers", "placement", "switches"},
+    "switches": {"errors", "layers", "placement"},
+    "calibrate": {"errors", "functional", "inputs", "quantizers", "placement", "switches"},
     "compile": {"errors", "functional", "layers", "placement"},
     "convert": WORDS | NUMERICS | {"placement"},
     "reestimate": {"errors", "placement", "switches", "calibrate"},
@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"inputs", "artifact", "runtime"},
+    "ladder": {"errors", "inputs", "calibrate", "verify"},
     "audit": {"errors", "artifact", "convert", "export", "runtime"},
     "training": WORDS | NUMERICS | VERBS | {"inputs", "artifact", "files", "export", "models", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline

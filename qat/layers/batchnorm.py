@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qat.functional.across import several
 from qat.functional.epilogue import Norm, Quant, norm_act_quant
 from qat.functional.folding import fold_bias, fold_factor, round_bias
 from qat.functional.regional import regional_norm_act_quant
 from qat.functional.ste import Clamp
+from qat.functional.synced import synced_norm
 from qat.layers.adopt import adopt
 from qat.observers import Observer
 from qat.quantizers import FakeQuantize, ObservedFakeQuantize
@@ -27,11 +29,13 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
         activation: the clamp between BatchNorm and quantizer.
         output_quantizer: the tensor-wise quantizer of the result.
         regional: whether the fused function runs in compiled loops; see `qat.compile_regions`.
+        synced: whether training normalises by the batches of all processes, as `nn.SyncBatchNorm`.
     """
 
     activation: Clamp
     output_quantizer: FakeQuantize
     regional = False
+    synced = False
 
     @classmethod
     def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize):
@@ -44,7 +48,16 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Whether one function may stand for all three parts."""
         quantizer = self.output_quantizer
         plain = type(quantizer) is ObservedFakeQuantize and quantizer.enabled and not quantizer.shape
-        return plain and self.affine and self.track_running_stats
+        return plain and self._complete and not self._joins()
+
+    @property
+    def _complete(self) -> bool:
+        """Whether there are a weight, a bias and running statistics."""
+        return self.affine and self.track_running_stats
+
+    def _joins(self) -> bool:
+        """Whether other processes' batches count now."""
+        return self.synced and self.training and self._complete and several()
 
     def forward(
         self,
@@ -74,7 +87,9 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
         self, x: Tensor, input_scale: Tensor | None, weight_scale: Tensor | None, layer_bias: Tensor | None
     ) -> Tensor:
         """BatchNorm alone, in front of a quantizer that is a module of its own: one with a trained range, say."""
-        if self.training or not self.output_quantizer.enabled or not (self.affine and self.track_running_stats):
+        if self._joins():
+            return synced_norm(x.float(), self._norm(self.bias)).to(x.dtype)
+        if self.training or not self.output_quantizer.enabled or not self._complete:
             return super().forward(x)
         bias = self.rounded_bias(input_scale, weight_scale, layer_bias)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, bias, False, 0.0, self.eps)

@@ -28,6 +28,7 @@ class FakeQuantFunction(nn.Module):
             raise PlacementError(f"no quantized form of torch.nn.functional.{name}; known: {', '.join(KNOWN)}")
         self.name = name
         self.weight_quantizer = weight_quantizer
+        weight_quantizer.for_weights()
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *settings: Any, input_scale: Tensor | None = None

@@ -37,6 +37,7 @@ class FakeQuantWeight(nn.Module):
     def from_float(cls, layer: nn.Module, weight_quantizer: FakeQuantize, *, norm_eps: float | None = None):  # noqa: D102
         new = adopt(layer, cls)
         new.weight_quantizer = weight_quantizer
+        weight_quantizer.for_weights()
         new.norm_eps = norm_eps
         return new
 

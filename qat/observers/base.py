@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from qat.functional.across import range_across
 from qat.functional.ranges import tensor_range
 from qat.spec import IntSpec
 
@@ -18,6 +19,9 @@ class Observer(nn.Module, ABC):
     A subclass states in `update` what it makes of the range of one more tensor; one that needs more than the range
     (a histogram, say) overrides `observe`. Never observed means `low = +inf > high = -inf`.
 
+    Where several processes train together, an observer sees their tensors as one (functional/across.py), so that its
+    range is the same in all of them, to the last bit.
+
     Args:
         shape: shape of the range: `()` for one per tensor, `(C,)` for one per channel.
         axis: the channel axis, None for one range per tensor.
@@ -25,11 +29,13 @@ class Observer(nn.Module, ABC):
 
     Attributes:
         covers: whether the range holds every value of the last tensor, so that none of them is clipped.
+        replicated: whether the tensor is the same in every process, as a weight is; then nothing is exchanged.
     """
 
     low: Tensor
     high: Tensor
     covers = False
+    replicated = False
 
     def __init__(self, *, shape: tuple[int, ...] = (), axis: int | None = None, spec: IntSpec | None = None) -> None:
         super().__init__()
@@ -47,7 +53,11 @@ class Observer(nn.Module, ABC):
         x_low, x_high = tensor_range(x.detach().float(), self.axis)
         if low > -math.inf or high < math.inf:
             x_low, x_high = x_low.clamp(low, high), x_high.clamp(low, high)
-        self.update(x_low, x_high)
+        self.update(*self._across(x_low, x_high))
+
+    def _across(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The range of the tensors of all processes."""
+        return (low, high) if self.replicated else range_across(low, high)
 
     @abstractmethod
     def update(self, low: Tensor, high: Tensor) -> None:

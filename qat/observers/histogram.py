@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qat.errors import ConfigError
+from qat.functional.across import sum_across
 from qat.functional.histogram import best_range, count, reach_of, widen
 from qat.functional.ranges import tensor_range
 from qat.observers.base import Observer
@@ -63,7 +64,7 @@ class Histogram(Observer):
     def observe(self, x: Tensor, *, low: float = -math.inf, high: float = math.inf) -> None:
         """Take in `x`, as a clamping activation with these ends would show it."""
         x = x.detach().float().clamp(low, high)
-        smallest, largest = tensor_range(x, self.axis)
+        smallest, largest = self._across(*tensor_range(x, self.axis))
         if not self.latest:
             smallest, largest = self.smallest.minimum(smallest), self.largest.maximum(largest)
         if not bool((torch.isfinite(smallest) & torch.isfinite(largest)).all()):
@@ -71,6 +72,8 @@ class Histogram(Observer):
             return
         reach = reach_of(smallest, largest)
         counts = count(x, reach, self.bins, self.axis)
+        if not self.replicated:
+            counts = sum_across(counts)
         if not self.latest:
             counts += widen(self.counts, self._reach(), reach)
             self.counts.copy_(counts)

@@ -2,7 +2,8 @@
 
     low += a * (low percentile of x - low)        high += a * (high percentile of x - high)
 
-with the weight a of `MovingAverage`. A few outliers then do not stretch the grid; they are clipped.
+with the weight a of `MovingAverage`. A few outliers then do not stretch the grid; they are clipped. Of several
+processes, the mean of their percentiles counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qat.errors import ConfigError
+from qat.functional.across import mean_across
 from qat.functional.percentile import percentile_range
 from qat.observers.moving_average import MovingAverage
 from qat.spec import IntSpec
@@ -50,4 +52,5 @@ class Percentile(MovingAverage):
     def observe(self, x: Tensor, *, low: float = -math.inf, high: float = math.inf) -> None:
         """Take in `x`, as a clamping activation with these ends would show it: a clamp keeps the order of values."""
         x_low, x_high = percentile_range(x.detach().float(), self.axis, self.percent)
-        self.update(x_low.clamp(low, high), x_high.clamp(low, high))
+        ends = torch.stack((x_low, x_high)).clamp(low, high)
+        self.update(*(ends if self.replicated else mean_across(ends)).unbind())

@@ -40,6 +40,7 @@ from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rules import excluded
 from qat.placement.shapes import propagate_shapes, two_examples
 from qat.placement.sites import STAYS, Sites, find_sites, name_nodes
+from qat.placement.synced import close_synced, open_synced
 from qat.quantizers import FakeQuantize
 from qat.recipe import Numerics, QuantRecipe, TensorRecipe, numerics
 from qat.spec import Granularity, IntSpec
@@ -113,6 +114,7 @@ def prepare(
         return prepare_modules(model, args, kwargs, recipe, target, grids, patterns, swapped(recipe, grids))
     root = copy.deepcopy(model)
     open_attention(root)
+    open_synced(root, args, kwargs)
     captured = capture(root, args, kwargs, leaf_modules)
     for path in captured.norms:
         norm = root.get_submodule(path)
@@ -142,6 +144,7 @@ def prepare(
         *(keywords[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in keywords),
     ]
     _Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs]).run()
+    close_synced(root)
     return PreparedModel(
         root,
         {True: captured.train, False: captured.eval},

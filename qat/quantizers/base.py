@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qat.errors import CalibrationError
 from qat.functional.affine import quantize
 from qat.functional.ste import IDENTITY, Clamp
+from qat.observers import Observer
 from qat.spec import Granularity, IntSpec
 
 
@@ -68,6 +69,12 @@ class FakeQuantize(nn.Module, ABC):
     @abstractmethod
     def calibrated(self) -> bool:
         """Whether scale and zero point came from data."""
+
+    def for_weights(self) -> None:
+        """Say that the tensor is a weight: the same in every process, so that its range needs no exchange."""
+        for module in self.modules():
+            if isinstance(module, Observer):
+                module.replicated = True
 
     def require_calibrated(self, name: str) -> None:
         """Raise `CalibrationError` if no data ever set this quantizer's range; `name` is its place in the model."""

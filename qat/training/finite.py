@@ -2,6 +2,7 @@
 
 The check is one comparison a step. Only when it fails, the step runs once more under hooks, in the order of execution:
 what a module gets, what it returns. Gradients are looked at as well, because a frozen range clamps Inf out of the loss.
+Of several processes all stop at the same step, and the one that has it says where; the others would wait for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_leaves
 
 from qat.errors import NumericsError
+from qat.functional.across import any_across
 
 
 def require_finite_loss(loss: Tensor, *, step: int, module: nn.Module, run: Callable[[], Any]) -> None:
@@ -29,8 +31,11 @@ def require_finite_loss(loss: Tensor, *, step: int, module: nn.Module, run: Call
     Raises:
         NumericsError: naming the step and the first module with a value that is not finite.
     """
-    if bool(torch.isfinite(loss.detach()).all()):
+    finite = bool(torch.isfinite(loss.detach()).all())
+    if not any_across(not finite, loss.device):
         return
+    if finite:
+        raise NumericsError(f"the loss of another process is not finite at step {step}; its own message says where")
     where = first_not_finite(module, run) or "no module's output, so look at the loss function and the labels"
     raise NumericsError(
         f"the loss is {loss.detach().float().mean().item()} at step {step}; first not finite: {where}. "
