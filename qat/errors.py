@@ -11,6 +11,7 @@ QatError
 ├── ExportError        an operator the exporter does not know, a file that cannot be written
 ├── ArtifactError      the runtime refused or failed to run the artefact
 ├── ParityError        the artefact departs from the trained model; names the first layer
+├── ProcessError       another process of the same run failed or ended
 └── ReportError        a folder that no run left, or a record that cannot be read
 """
 
@@ -62,6 +63,10 @@ class ArtifactError(QatError):
 
 class ParityError(QatError):
     """The artefact does not behave like the model that was trained."""
+
+
+class ProcessError(QatError):
+    """Another process of the same run failed or ended, so this one cannot go on."""
 
 
 class ReportError(QatError):

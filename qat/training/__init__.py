@@ -4,6 +4,7 @@ networks, calls, batches   where a stranger's project keeps its network, what it
 schedule                   progress -> phase, pure
 preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
 delivery                   and when fit has ended
+strategy, processes        several processes: what DDP must know, and how they begin, decide and end alike
 """
 
 from qat.training.backbone import FrozenBackbone

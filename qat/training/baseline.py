@@ -3,7 +3,8 @@
     <folder>/<name>-<key>.safetensors      the weights
     <folder>/<name>-<key>.json             what the key stands for, to be read by people
 
-Runs that want the same baseline wait for the first one to train it; a file appears whole or not at all.
+Runs that want the same baseline wait for the first one to train it; a file appears whole or not at all. Of several
+processes of one run, the first one holds the lock and the files, and all of them train.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qat.files import replacing, write_text
+from qat.training.processes import agreed, first
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +46,15 @@ def cached_baseline(
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     weights = Path(folder) / f"{name}-{key}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(weights.with_suffix(".lock")):
-        if weights.is_file():
-            model.load_state_dict(load_file(weights))
+    with FileLock(weights.with_suffix(".lock")) if first() else nullcontext():
+        if kept := agreed(load_file(weights) if first() and weights.is_file() else None):
+            model.load_state_dict(kept)
             log.info("float baseline from the cache: %s", weights)
             return True
         train()
+        model.load_state_dict(agreed(model.state_dict()))
+        if not first():
+            return False
         with replacing(weights) as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
         write_text(weights.with_suffix(".json"), text + "\n")

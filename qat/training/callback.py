@@ -31,8 +31,10 @@ from qat.training.calls import Call, Step, call_step
 from qat.training.delivery import Delivery
 from qat.training.finite import require_finite_gradients, require_finite_loss
 from qat.training.preparation import Preparation, require_own_parameters
+from qat.training.processes import alike, by_first
 from qat.training.resumption import look_before_loading, stop_looking
 from qat.training.schedule import Phase, Schedule, progress
+from qat.training.strategy import adapt, require_own_script, require_replicas
 from qat.verify import ParityReport
 
 logger = logging.getLogger(__name__)
@@ -165,6 +167,10 @@ class QuantizationAwareTraining(pl.Callback):
         if sum(isinstance(c, QuantizationAwareTraining) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ConfigError("QuantizationAwareTraining is given twice; a Trainer takes one, with modules=[...]")
         self._phase = None
+        require_replicas(trainer.strategy)
+        adapt(trainer.strategy, self.recipe, freezes=self.schedule.freeze_observers_at < 1)
+        if not any(isinstance(m, PreparedModel) for m in pl_module.modules()):
+            require_own_script(trainer.strategy)
         if self.delivery is not None:
             self.delivery.require_possible()
         look_before_loading(pl_module, self.recipe, self.target)
@@ -231,6 +237,10 @@ class QuantizationAwareTraining(pl.Callback):
         """Let go of the batch."""
         self._batch = None
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End with the same BatchNorm statistics in every process."""
+        alike(self.prepared(pl_module).values())
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -238,10 +248,14 @@ class QuantizationAwareTraining(pl.Callback):
         checkpoint[KEY] = provenance(self.recipe, self.target)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export and verify, after the last checkpoint is written; in `fast_dev_run` nothing is left on disk."""
+        """Export and verify, after the last checkpoint is written; in `fast_dev_run` nothing is left on disk.
+
+        Of several processes the first one does, and the others wait.
+        """
         for network in self.prepared(pl_module).values():
             compile_regions(network, enabled=False)
-        if self.delivery is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        delivery = self.delivery
+        if delivery is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         ((name, network),) = self.prepared(pl_module).items()
-        self.artifact, self.report = self.delivery.deliver(trainer, pl_module, name, network)
+        self.artifact, self.report = by_first(lambda: delivery.deliver(trainer, pl_module, name, network))

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import qat
-from qat.errors import NumericsError
+from qat.errors import NumericsError, ProcessError
 from qat.functional.across import any_across
 from qat.observers import Histogram, MinMax, MovingAverage, Observer, Percentile
 from qat.spec import IntSpec
 from qat.training.finite import require_finite_loss
+from qat.training.processes import agreed, alike, by_first, first
 
 OBSERVERS = {
     "min_max": MinMax,
@@ -93,6 +94,24 @@ def poisoned(rank: int) -> str:
     return ""
 
 
+def together(rank: int) -> dict[str, Any]:
+    """What the first process decides and does."""
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean.fill_(rank)
+    alike([norm])
+    found: dict[str, Any] = {
+        "agreed": agreed({"rank": rank}),
+        "worked": by_first(lambda: f"by {rank}"),
+        "first": first(),
+        "alike": norm.running_mean.tolist(),
+    }
+    try:
+        by_first(lambda: 1 / 0)
+    except (ZeroDivisionError, ProcessError) as error:
+        found["failed"] = f"{type(error).__name__}: {error}"
+    return found
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     share = slice(8 * dist.get_rank(), 8 * dist.get_rank() + 8) if dist.is_initialized() else slice(None)
@@ -110,6 +129,7 @@ def main(folder: Path) -> None:
         found["finite"] = stopped(1.0)
         found["poisoned"] = poisoned(rank)
         found["any"] = [any_across(bool(rank)), any_across(False)]
+        found["together"] = together(rank)
         prepared = qat.prepare(net(), IMAGES[:2])
         found["calibrated on"] = qat.calibrate(prepared, [IMAGES[share]] * (2 + rank))
     torch.save(found, folder / (f"rank{dist.get_rank()}.pt" if ddp else "alone.pt"))

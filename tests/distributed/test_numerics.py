@@ -68,5 +68,13 @@ def test_both_stop_where_one_has_nan(found):
     assert first["any"] == second["any"] == [True, False]
 
 
+def test_the_first_decides_and_works_and_all_end_alike(found):
+    first, second = (result["together"] for result in found[:2])
+    assert (first.pop("first"), second.pop("first")) == (True, False)
+    assert first.pop("failed") == "ZeroDivisionError: division by zero"
+    assert second.pop("failed") == "ProcessError: the first process failed: ZeroDivisionError: division by zero"
+    assert first == second == {"agreed": {"rank": 0}, "worked": "by 0", "alike": [0.0, 0.0, 0.0]}
+
+
 def test_calibration_ends_with_the_shortest(found):
     assert [result["calibrated on"] for result in found[:2]] == [2, 2]

@@ -1,0 +1,86 @@
+"""Strategies: what Lightning's ways of using several devices need, to train fake-quant networks.
+
+DDP               each process has the whole network: ranges are exchanged (functional/across.py), gradients averaged
+sync_batchnorm    Lightning's plugin would take the quantizers behind BatchNorms away; ours leaves them
+trained ranges    frozen, they are no part of the loss, which DDP must be told to look for
+FSDP, DeepSpeed   refused: a process sees a slice of a weight, and its range needs all of it
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from torch import nn
+
+from qat.errors import ConfigError
+from qat.quantizers.trained import TrainedFakeQuantize
+from qat.recipe import QuantRecipe
+from qat.switches import sync_batchnorm
+
+SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+UNUSED = "find_unused_parameters"
+
+
+class SyncedBatchNorm(TorchSyncBatchNorm):
+    """BatchNorm over the batches of all processes, as a plugin of a Trainer's: `qat.sync_batchnorm`."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Synchronise; those that end in a quantizer keep it."""
+        return sync_batchnorm(model)
+
+
+def require_replicas(strategy: Strategy) -> None:
+    """Raise `ConfigError` for a strategy under which no process has the whole network."""
+    require_replicating(type(strategy))
+
+
+def require_replicating(kind: type[Strategy]) -> None:
+    """As `require_replicas`, of the class."""
+    if issubclass(kind, SHARDED):
+        raise ConfigError(
+            f"{kind.__name__} shards parameters over processes, and the range of a weight needs all of it: "
+            'quantization-aware training takes strategy="ddp", where each process has the whole network. For one that '
+            "does not fit, lower the batch size, raise accumulate_grad_batches, or set precision=bf16-mixed"
+        )
+
+
+def require_own_script(strategy: Strategy) -> None:
+    """Raise `ConfigError` for processes that begin in the middle of a script, and keep what they prepare."""
+    launcher = strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        raise ConfigError(
+            f"processes that are started by {launcher._start_method} keep the prepared network to themselves. Use "
+            'strategy="ddp" or torchrun; or call prepare of the callback before fit'
+        )
+
+
+def adapt(strategy: Strategy, recipe: QuantRecipe, *, freezes: bool) -> None:
+    """Set what DDP must know, before it wraps the module.
+
+    Args:
+        strategy: of the Trainer.
+        recipe: whose quantizers may have trained ranges.
+        freezes: whether ranges are frozen while training goes on.
+
+    Raises:
+        ConfigError: `find_unused_parameters=False`, and ranges that are trained and then frozen.
+    """
+    # no public names for these two; both are what the Trainer was given
+    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+        strategy._layer_sync = SyncedBatchNorm()  # type: ignore[attr-defined]
+    if not isinstance(strategy, DDPStrategy) or not freezes or not trains_ranges(recipe):
+        return
+    if not strategy._ddp_kwargs.setdefault(UNUSED, True):
+        raise ConfigError(
+            f"{UNUSED}=False, and recipe {recipe.name} trains ranges that are frozen in the end: they get no gradient "
+            'then, and DDP would wait for it. Use strategy="ddp_find_unused_parameters_true", or freeze_observers_at=1'
+        )
+
+
+def trains_ranges(recipe: QuantRecipe) -> bool:
+    """Whether ranges of the recipe are parameters."""
+    kinds = [recipe.weight.quantizer.resolve(), recipe.activation.quantizer.resolve()]
+    return any(inspect.isclass(kind) and issubclass(kind, TrainedFakeQuantize) for kind in kinds)
