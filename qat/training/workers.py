@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from qat.errors import DataError
 
 DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|is killed by signal).*")  # torch's words
+BROKEN = "DataLoader worker exited unexpectedly: it closed its connection while it sent a batch."
 
 
 @contextmanager
@@ -20,11 +21,12 @@ def explained_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         found = DIED.search(str(error))
-        if found is None:
+        if found is None and isinstance(error, RuntimeError):
             raise
+        said = found[0].strip() if found else BROKEN  # its socket tells before torch does, when it dies as it sends
         raise DataError(
-            f"{found[0].strip()} Most often memory is short, /dev/shm in a container: lower data.num_workers (0 reads "
+            f"{said} Most often memory is short, /dev/shm in a container: lower data.num_workers (0 reads "
             "in this process) or data.batch_size, and go on with ckpt_path=last"
         ) from error

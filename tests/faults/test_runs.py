@@ -105,7 +105,7 @@ def test_last_is_the_newest_that_was_interrupted(tmp_path: Path) -> None:
 
 
 DEADLY = """
-import os, torch
+import os, time, torch
 from torch.utils.data import DataLoader
 from qat.errors import DataError
 from qat.training.workers import explained_workers
@@ -115,6 +115,7 @@ class Deadly(torch.utils.data.Dataset):
         return 16
     def __getitem__(self, index):
         if index == 9:
+            time.sleep(1)  # the batches before it are out of its hands
             os._exit(1)  # as when the system is short of memory
         return torch.zeros(3)
 
@@ -132,6 +133,12 @@ def test_a_worker_that_dies() -> None:
     assert re.search(r"DataLoader worker .* exited unexpectedly.* lower data\.num_workers \(0 reads", found.stdout), (
         found
     )
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_sends(error: Exception) -> None:
+    with pytest.raises(DataError, match=r"closed its connection .* lower data\.num_workers"), explained_workers():
+        raise error
 
 
 def test_other_errors_pass_the_workers() -> None:
