@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from qat.errors import QatError
 from qat.pipeline import run
+from qat.pipeline.continuation import ended_before
 from qat.report.objective import objectives, require_objectives, write_failure
 from qat.training import Interrupted, interruptible
 
@@ -24,7 +25,7 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     try:
         wanted = require_objectives(cfg.objective)
         with interruptible():
-            return objectives(run(cfg), wanted)
+            return objectives(ended_before(cfg) or run(cfg), wanted)
     except Interrupted as error:
         print(f"{error}. To go on: {_again()}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

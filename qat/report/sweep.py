@@ -66,7 +66,7 @@ def _number(path: Path) -> tuple[int, str]:
 def _cells(r: dict[str, Any]) -> list[str]:
     size = r["size_bytes"]["int8"] / r["size_bytes"]["float"]
     latency = r["latency_ms"]["int8"] / r["latency_ms"]["float"]
-    top1 = [f"{r['top1'][k]:.2f}" for k in ("float", "ptq", "qat", "int8")]
+    top1 = [f"{r['top1'][k]:.2f}" if k in r["top1"] else "" for k in ("float", "ptq", "qat", "int8")]
     gate = "[green]passed[/]" if r["passed"] else "[red]failed[/]"
     return [*top1, f"{r['agreement']:.2f}", f"{size:.2f}x", f"{latency:.2f}x", gate]
 
@@ -92,7 +92,9 @@ class SweepSummary(Callback):
         with read_write(config), read_write(config.hydra), open_dict(config.hydra):
             jobs = job_folders(folder)
             self.total = _planned(config)
-            if "n_trials" not in config.hydra.sweeper or not jobs:
+            if "n_trials" not in config.hydra.sweeper or not jobs:  # a grid: jobs that ended well are not run again
+                self.before = _finished(folder, failed=False)
+                self.total = max(0, self.total - self.before)
                 return
             self.total = config.hydra.sweeper.n_trials = max(0, config.hydra.sweeper.n_trials - self.before)
             first = 1 + max(_number(job)[0] for job in jobs)
@@ -112,7 +114,7 @@ class SweepSummary(Callback):
             Console().print(f"{done} of {self.total} jobs done, about {left} left", highlight=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the summary of the sweep's folder, and draw what has results."""
+        """Print the summary of the sweep's folder, and draw what has results; where no job has any, exit with 1."""
         folder = Path(config.hydra.sweep.dir)
         console = Console()
         console.print(sweep_table(folder))
@@ -124,11 +126,15 @@ class SweepSummary(Callback):
                 )
         except QatError as error:  # the table stands
             console.print(f"no plot: {error}", soft_wrap=True)
+        if not results:
+            raise SystemExit(1)
 
 
-def _finished(folder: Path) -> int:
-    """How many jobs ended, well or with a message."""
-    return sum((job / "results.json").is_file() or bool(read_failure(job)) for job in job_folders(folder))
+def _finished(folder: Path, *, failed: bool = True) -> int:
+    """How many jobs ended, well or, where that counts, with a message."""
+    messages = [bool(read_failure(job)) for job in job_folders(folder)]
+    well = [(job / "results.json").is_file() for job in job_folders(folder)]
+    return sum((w or m) if failed else (w and not m) for w, m in zip(well, messages, strict=True))
 
 
 def _planned(config: DictConfig) -> int:

@@ -157,3 +157,31 @@ def test_a_search_goes_on_in_its_folder(tmp_path):
     assert second.returncode == 0, second.stderr
     assert [p.name for p in job_folders(tmp_path / "sweep")] == ["0", "1"]
     assert "instead of creating a new one" in second.stderr + second.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_sweep_of_which_nothing_came_fails(tmp_path):
+    process = sweep(tmp_path, "quant=w8a8", "qat.freeze_observers_at=0.9,0.8", "qat.freeze_bn_at=0.6")
+    assert process.returncode == 1, process.stdout
+    said = " ".join(process.stdout.split())
+    assert all(f"job {number}: ConfigError: need 0 <= freeze_observers_at" in said for number in (0, 1))
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_grid_goes_on_in_its_folder_and_jobs_run_side_by_side(tmp_path):
+    if find_spec("joblib") is None or find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("the extra `sweep` is not installed")
+    grid = ("quant=w8a8,w8a8_symmetric", "hydra/launcher=parallel")
+    first = sweep(tmp_path, *grid)
+    assert first.returncode == 0, first.stderr
+    results = [tmp_path / "sweep" / str(number) / "results.json" for number in (0, 1)]
+    before = [path.read_bytes() for path in results]
+    results[1].unlink()  # as if it had been interrupted there
+    second = sweep(tmp_path, *grid, "hydra/launcher=basic")
+    assert second.returncode == 0, second.stderr
+    assert "sweep/0 ended before, and is not run again" in second.stdout + second.stderr
+    assert results[0].read_bytes() == before[0]  # times and all
+    assert json.loads(results[1].read_text())["sha256"] == json.loads(before[1])["sha256"]
