@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qat.errors import CheckpointError, ConfigError, NumericsError
+from qat.errors import CheckpointError, ConfigError, DataError, NumericsError
 from qat.pipeline import run
 from qat.report.objective import read_failure, write_failure
 from qat.training import Classifier, QuantizationAwareTraining, held, run_to_resume
