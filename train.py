@@ -12,11 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qat.errors import QatError
+from qat.errors import ProcessError, QatError
 from qat.pipeline import run
 from qat.pipeline.continuation import ended_before
 from qat.report.objective import objectives, require_objectives, write_failure
 from qat.training import Interrupted, interruptible
+from qat.training.processes import explained_processes, first
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -24,10 +25,11 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """Run once; returns the objectives of a sweep, None for a job of a sweep that failed: the others go on."""
     try:
         wanted = require_objectives(cfg.objective)
-        with interruptible():
+        with interruptible(), explained_processes():
             return objectives(ended_before(cfg) or run(cfg), wanted)
     except Interrupted as error:
-        print(f"{error}. To go on: {_again()}", file=sys.stderr)
+        if first():
+            print(f"{error}. To go on: {_again()}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
         sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -35,7 +37,8 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
             if not sweeping:
                 raise
             traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if first() or not isinstance(error, ProcessError):  # the other process says it itself
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         if not sweeping:
             raise SystemExit(1) from None
         write_failure(cfg.run_dir, error)

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 import qat
+from qat.artifact import Artifact
 from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
@@ -23,6 +24,7 @@ from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency
+from qat.pipeline.processes import joined
 from qat.pipeline.reporting import write_page
 from qat.pipeline.results import summarize
 from qat.pipeline.resumption import clear, resumed
@@ -36,7 +38,9 @@ from qat.report.card import card
 from qat.settings import build
 from qat.target import joint
 from qat.training import Classifier, held, require_training_state
+from qat.training.processes import by_first
 from qat.training.workers import explained_workers
+from qat.verify import ParityReport
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         source = read_source(cfg)
         cfg = with_preprocessing(cfg, source)
         tolerance = read_tolerance(cfg)
+        cfg = joined(cfg)
+        folder = Path(cfg.run_dir)
         clear(folder, resumed=cfg.ckpt_path is not None)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -95,25 +101,34 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             top1["qat"] = top1["ptq"]
 
         prepared = _prepared(module).cpu()
-        about = describe(baseline.model, data, top1["qat"])
-        artifacts, float_file = export_all(prepared, baseline.model, example, folder, target, clock, about)
-        with clock("verify"):
-            report = qat.verify(
-                prepared, artifacts[target.artifact], follow(cfg, data.val_dataloader(), "verifying"),
-                float_model=baseline.model, tolerance=tolerance, strict=False,
-            )  # fmt: skip
-            others = export_elsewhere(prepared, targets[1:], folder, data, tolerance, about)
-        with clock("latency"):
-            latency_ms = measure_latency(cfg, float_file, artifacts[target.artifact], example)
+
+        def deliver() -> tuple[dict[str, Artifact], Artifact, ParityReport, dict[str, ParityReport], dict[str, float]]:
+            about = describe(baseline.model, data, top1["qat"])
+            artifacts, float_file = export_all(prepared, baseline.model, example, folder, target, clock, about)
+            with clock("verify"):
+                report = qat.verify(
+                    prepared, artifacts[target.artifact], follow(cfg, data.val_dataloader(), "verifying"),
+                    float_model=baseline.model, tolerance=tolerance, strict=False,
+                )  # fmt: skip
+                others = export_elsewhere(prepared, targets[1:], folder, data, tolerance, about)
+            with clock("latency"):
+                latency_ms = measure_latency(cfg, float_file, artifacts[target.artifact], example)
+            return artifacts, float_file, report, others, latency_ms
+
+        artifacts, float_file, report, others, latency_ms = by_first(deliver)
     results = summarize(cfg, prepared, report, top1, latency_ms, artifacts[target.artifact], float_file, clock)
     results["also"] = {name: asdict(other.stages[-1]) for name, other in others.items()}
-    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    Console().print(card(results))
-    if cfg.report:
-        write_page(prepared, baseline, artifacts[target.artifact], data, folder)
-    log.info("everything this run wrote: %s", folder)
-    for each in (report, *others.values()):
-        each.require()
+
+    def end() -> None:
+        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        Console().print(card(results))
+        if cfg.report:
+            write_page(prepared, baseline, artifacts[target.artifact], data, folder)
+        log.info("everything this run wrote: %s", folder)
+        for each in (report, *others.values()):
+            each.require()
+
+    by_first(end)
     return results
 
 

@@ -16,9 +16,11 @@ def quiet() -> None:
     """One line per stage: without what Lightning says at every Trainer, of devices, tips, and its own libraries."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.accelerators.cuda").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
         ".*does not have many workers.*",  # images in memory need none
+        ".*Using `DistributedSampler` with the dataloaders.*",  # docs/scaling.md: some images count twice
         ".*Experiment logs directory.*",  # a resumed run
         ".*Checkpoint directory .* exists and is not empty.*",
     ):
