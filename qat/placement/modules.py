@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError, PlacementError
+from qat.layers import FakeQuantWeight
 from qat.layers.attention import open_attention
+from qat.layers.standalone import stand_alone
 from qat.placement.patterns import WEIGHTED
 from qat.placement.plan import Plan, PlannedOp
-from qat.placement.prepared import PreparedModel
+from qat.placement.prepared import PreparedModel, device_of
+from qat.placement.rewrite import SWAPS, build_quantizer
 from qat.placement.rules import excluded
 from qat.recipe import Numerics, QuantRecipe
 from qat.target import Target
 
-Swap = Callable[[nn.Module], nn.Module]
 FLOAT = "placement=modules quantizes convolutions and linear layers alone"
 
 
@@ -62,19 +64,17 @@ def prepare_modules(
     target: Target,
     grids: Numerics,
     exclude: tuple[str, ...],
-    swap: Swap,
 ) -> PreparedModules:
-    """A copy of `model` whose convolutions and linear layers are `swap`ped and stand alone.
+    """A copy of `model` whose convolutions and linear layers are swapped for ones that stand alone.
 
     Args:
         model: any module.
         args: positional example inputs.
         kwargs: keyword example inputs.
-        recipe: for the plan.
+        recipe: of weights and inputs.
         target: for the plan.
-        grids: for the plan.
+        grids: of the recipe on that target.
         exclude: patterns of layers that stay in float.
-        swap: builds a float layer's form that stands alone.
 
     Raises:
         CaptureError: the model rejects the inputs.
@@ -85,6 +85,7 @@ def prepare_modules(
     shapes = _output_shapes(root, args, kwargs)
     names = {name: m for name, m in root.named_modules() if name and not any(True for _ in m.children())}
     left = excluded(exclude, list(names))
+    swap = layer_swap(recipe, grids)
     ops, swapped = [], {}
     for name, module in names.items():
         kind = type(module).__name__.lower()
@@ -157,3 +158,26 @@ def _output_shapes(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         for handle in handles:
             handle.remove()
     return seen
+
+
+def layer_swap(recipe: QuantRecipe, grids: Numerics) -> Callable[[nn.Module], FakeQuantWeight]:
+    """Builds the form of a convolution or linear layer that stands alone.
+
+    Raises:
+        PlacementError: the recipe has exceptions by operator, which need the graph.
+    """
+    if recipe.override or recipe.first_last_bits is not None or recipe.sum_bits is not None:
+        raise PlacementError(
+            f"recipe {recipe.name} gives operators bits of their own, which placement=modules cannot: give it a recipe "
+            "with override={} first_last_bits=null sum_bits=null, or placement=graph"
+        )
+
+    def swap(layer: nn.Module) -> FakeQuantWeight:
+        device, channels = device_of(layer), cast(Tensor, layer.weight).shape[0]
+        weight = build_quantizer(recipe.weight, grids.weight, channels=channels).to(device).train(layer.training)
+        activation = build_quantizer(recipe.activation, grids.activation).to(device).train(layer.training)
+        new = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))].from_float(layer, weight)
+        stand_alone(new, activation)
+        return new
+
+    return swap
