@@ -22,11 +22,17 @@ SMALL = ["model=resnet20", "trainer=ddp_cpu", "float.epochs=1", "qat.epochs=2", 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def run(folder: Path, *overrides: str, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *overrides: str, torchrun: bool = False) -> subprocess.Popen[str]:
     command = [sys.executable, *(TORCHRUN if torchrun else []), str(ROOT / "train.py"), *SMALL,
                f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run", *overrides]  # fmt: skip
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    return subprocess.run(command, cwd=folder, env=alone, text=True, capture_output=True, timeout=280)
+    return subprocess.Popen(command, cwd=folder, env=alone, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(folder: Path, *overrides: str, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+    process = start(folder, *overrides, torchrun=torchrun)
+    out, err = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.slow
@@ -47,6 +53,24 @@ def test_a_run_on_two_processes_ends_as_one(tmp_path, torchrun):
     assert again.returncode != 0  # it had ended
     assert "no interrupted run" in again.stderr
     assert again.stderr.count("no interrupted run") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
+    whole = run(tmp_path, f"hydra.run.dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    process = start(tmp_path, f"hydra.run.dir={tmp_path}/killed")
+    while not (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()  # the first process; the other one ends by itself, and lets go of what it inherited
+    process.communicate(timeout=60)
+    assert not (tmp_path / "killed" / "results.json").exists()
+    again = run(tmp_path, f"hydra.run.dir={tmp_path}/killed", "ckpt_path=last")
+    assert again.returncode == 0, again.stderr
+    one, other = ((tmp_path / name / "int8.onnx").read_bytes() for name in ("whole", "killed"))
+    assert one == other
 
 
 @pytest.mark.slow
