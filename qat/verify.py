@@ -99,6 +99,7 @@ class ParityReport:
         layers: every intermediate value of the worst batch, when `verify` was asked for them.
         hint: what to do when the gate fails.
         coverage: what the runtime executes on integers, when the tolerance asks for it; None where it does not tell.
+        base: the stage that the others are compared with, by the beginning of its name.
     """
 
     stages: tuple[Stage, ...]
@@ -109,6 +110,7 @@ class ParityReport:
     layers: tuple[Layer, ...] = ()
     hint: str = VNNI_HINT
     coverage: Coverage | None = None
+    base: str = "fake-quant"
 
     def stage(self, name: str) -> Stage:
         """A stage by the beginning of its name."""
@@ -117,7 +119,7 @@ class ParityReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """What lies outside the tolerance, one sentence each."""
-        base = self.stage(FAKE_QUANT)
+        base = self.stage(self.base)
         found = []
         for s in self.stages:
             if not s.gated:
@@ -163,7 +165,9 @@ FAKE_QUANT = "fake-quant"
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """What is counted of a stage, batch by batch."""
+
     name: str
     gated: bool
     correct: int = 0
@@ -173,6 +177,7 @@ class _Tally:
     values: int = field(default=0)
 
     def add(self, output: Tensor, base: Tensor, labels: Tensor | None, step: float) -> None:
+        """Count one batch: outputs `[N, classes]` of this stage and of the one it is compared with."""
         if not torch.isfinite(output).all():
             raise NumericsError(f"NaN or Inf in the output of stage {self.name!r}; compare layer by layer from there")
         steps = (output - base).abs().div(step)
@@ -183,6 +188,7 @@ class _Tally:
         self.values += steps.numel()
 
     def stage(self, examples: int, labelled: bool) -> Stage:
+        """The finished column."""
         return Stage(
             name=self.name,
             top1=100.0 * self.correct / examples if labelled else None,
@@ -226,7 +232,7 @@ def verify(
     step = output_step(integer)
     runtime = load(artifact)
     stages, base = _stages(prepared, artifact, integer, float_model, runtime)
-    tallies = {name: _Tally(name, gated) for name, (_, gated) in stages.items()}
+    tallies = {name: Tally(name, gated) for name, (_, gated) in stages.items()}
     examples, labelled = 0, True
     worst: tuple[float, Inputs | None] = (0.0, None)
     with _evaluating(prepared):

@@ -1,5 +1,5 @@
 """One run from the config to its card, in stages; the only reader of the config."""
 
-from qat.pipeline.static import run
+from qat.pipeline.tasks import run
 
 __all__ = ["run"]

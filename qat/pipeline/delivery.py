@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -84,10 +85,10 @@ def export_elsewhere(
     return found
 
 
-def measure_latency(cfg: DictConfig, float_file: Artifact, int8_file: Artifact, example: Tensor) -> dict[str, float]:
-    """Milliseconds a call of float and int8 each, as `interleaved` names them."""
+def measure_latency(cfg: DictConfig, files: Mapping[str, Artifact], example: Tensor) -> dict[str, float]:
+    """Median milliseconds of a call of each file, by its name."""
     threads = torch.get_num_threads()
-    runtimes = {name: load(file, threads=threads) for name, file in (("float", float_file), ("int8", int8_file))}
+    runtimes = {name: load(file, threads=threads) for name, file in files.items()}
     shape = (cfg.latency.batch_size, *example.shape[1:])
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return interleaved(runtimes, x, repeats=cfg.latency.repeats)

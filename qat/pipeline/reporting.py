@@ -43,9 +43,13 @@ def write_page(
         log.warning("no report: %s", error)
 
 
+def command_line() -> list[str]:
+    """What was given on the command line, `KEY=VALUE` each; empty where Hydra did not start the run."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def command() -> str:
     """The command that starts this run again; empty where Hydra did not start it."""
     if not HydraConfig.initialized():
         return ""
-    hydra = HydraConfig.get()
-    return shlex.join(["python", f"{hydra.job.name}.py", *hydra.overrides.task])
+    return shlex.join(["python", f"{HydraConfig.get().job.name}.py", *command_line()])

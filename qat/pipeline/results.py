@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from qat import machine
 from qat.artifact import Artifact
+from qat.pipeline.lifecycle import circumstances
 from qat.pipeline.stopwatch import Stopwatch
 from qat.placement.prepared import PreparedModel
 from qat.verify import ParityReport
@@ -42,9 +42,6 @@ def summarize(
         "parity": [asdict(stage) for stage in report.stages],
         "output_step": report.step,
         "notes": list(prepared.plan.notes),
-        "seed": cfg.seed,
-        "seconds": {stage: round(s, 2) for stage, s in clock.seconds.items()},
-        "cpu": machine.cpu(),
-        "versions": machine.versions(),
+        **circumstances(cfg, clock),
         "sha256": {"int8": int8_file.sha256, "float": float_file.sha256},
     }

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import DictConfig
 from torch import nn
 
 import qat
@@ -24,40 +21,36 @@ from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency
+from qat.pipeline.lifecycle import begun, conclude, settle
 from qat.pipeline.processes import joined
-from qat.pipeline.reporting import write_page
+from qat.pipeline.reporting import command_line, write_page
 from qat.pipeline.results import summarize
-from qat.pipeline.resumption import clear, resumed
 from qat.pipeline.source import read_source, with_preprocessing
-from qat.pipeline.stopwatch import Stopwatch
-from qat.pipeline.terminal import follow, quiet
+from qat.pipeline.terminal import follow
 from qat.pipeline.trainer import fit, measure_top1
 from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
 from qat.placement.prepared import PreparedModel
-from qat.report.card import card
 from qat.settings import build
 from qat.target import joint
-from qat.training import Classifier, held, require_training_state
+from qat.training import Classifier, require_training_state
 from qat.training.processes import by_first
-from qat.training.workers import explained_workers
 from qat.verify import ParityReport
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """One run from config to card; returns what `results.json` holds.
+def ptq(cfg: DictConfig) -> dict[str, Any]:
+    """Post-training quantization: `static` without its training."""
+    cfg = cfg.copy()
+    cfg.qat.epochs = 0
+    if any(given.startswith("qat.epochs=") and given != "qat.epochs=0" for given in command_line()):
+        log.warning("qat.epochs has no effect on task=ptq, which trains nothing; leave task out to train")
+    return static(cfg)
 
-    Raises:
-        QatError: anything the user can mend; nothing is left half-written.
-    """
-    cfg = resumed(cfg)
-    folder, clock = Path(cfg.run_dir), Stopwatch()
-    quiet()
-    if cfg.quiet:
-        cfg = cfg.copy()
-        cfg.trainer.enable_progress_bar = False
-    with held(folder), explained_workers(), clock("total"):
+
+def static(cfg: DictConfig) -> dict[str, Any]:
+    """Quantization with ranges that are known before the model runs; trained, if `qat.epochs` is not 0."""
+    with begun(cfg) as (folder, clock):
         recipe, targets = read_recipe(cfg), read_targets(cfg)
         target = joint(targets)
         callback = build_callback(cfg, recipe, target)
@@ -66,9 +59,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         tolerance = read_tolerance(cfg)
         cfg = joined(cfg)
         folder = Path(cfg.run_dir)
-        clear(folder, resumed=cfg.ckpt_path is not None)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        settle(cfg, folder)
 
         with clock("data"):
             data: ImageData = build(cfg, "data")
@@ -112,7 +103,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 )  # fmt: skip
                 others = export_elsewhere(prepared, targets[1:], folder, data, tolerance, about)
             with clock("latency"):
-                latency_ms = measure_latency(cfg, float_file, artifacts[target.artifact], example)
+                latency_ms = measure_latency(cfg, {"float": float_file, "int8": artifacts[target.artifact]}, example)
             return artifacts, float_file, report, others, latency_ms
 
         artifacts, float_file, report, others, latency_ms = by_first(deliver)
@@ -120,8 +111,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     results["also"] = {name: asdict(other.stages[-1]) for name, other in others.items()}
 
     def end() -> None:
-        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        Console().print(card(results))
+        conclude(results, folder)
         if cfg.report:
             write_page(prepared, baseline, artifacts[target.artifact], data, folder)
         log.info("everything this run wrote: %s", folder)

@@ -22,16 +22,24 @@ def card(results: Mapping[str, Any]) -> RenderableType:
     return Group(_headline(results), _ladder(results), _circumstances(results))
 
 
+COLUMNS = {"float": "float", "ptq": "PTQ", "qat": "QAT", "int8": "int8"}
+
+
 def _headline(r: Mapping[str, Any]) -> Table:
     table = Table(title=f"{r['model']} · {r['recipe']} · {r['target']}", title_style="bold", title_justify="left")
-    for column in ("", "float", "PTQ", "QAT", "int8"):
-        table.add_column(column, justify="left" if not column else "right")
-    top1, size, latency = r["top1"], r["size_bytes"], r["latency_ms"]
-    table.add_row("top-1, %", *(f"{top1[k]:.2f}" for k in ("float", "ptq", "qat", "int8")))
-    ratio = size["int8"] / size["float"]
-    table.add_row("file, kB", f"{size['float'] / 1e3:,.0f}", "", "", f"{size['int8'] / 1e3:,.0f}  ({ratio:.2f}x)")
-    ratio = latency["int8"] / latency["float"]
-    table.add_row("latency, ms", f"{latency['float']:.3f}", "", "", f"{latency['int8']:.3f}  ({ratio:.2f}x)")
+    shown = [k for k in COLUMNS if k in r["top1"] and not (k == "qat" and r.get("task") == "ptq")]
+    table.add_column("", justify="left")
+    for k in shown:
+        table.add_column(COLUMNS[k], justify="right")
+    table.add_row("top-1, %", *(f"{r['top1'][k]:.2f}" for k in shown))
+    for what, values, form, unit in (
+        ("file, kB", r["size_bytes"], ",.0f", 1e3),
+        ("latency, ms", r["latency_ms"], ".3f", 1.0),
+    ):
+        cells = {k: f"{value / unit:{form}}" for k, value in values.items()}
+        if {"float", "int8"} <= set(values):
+            cells["int8"] += f"  ({values['int8'] / values['float']:.2f}x)"
+        table.add_row(what, *(cells.get(k, "") for k in shown))
     return table
 
 
@@ -46,16 +54,19 @@ def _ladder(r: Mapping[str, Any]) -> Table:
             stage["name"], top1, f"{stage['agreement']:.2f}", f"{stage['max_steps']:.1f}", f"{stage['mean_steps']:.3f}"
         )
     verdict = Text("passed", style="green") if r["passed"] else Text("failed: " + "; ".join(r["failures"]), style="red")
-    table.caption = Text("agreement: same class as fake-quant; step: one integer of the output.  Gate: ") + verdict
+    step = "one integer of the output" if r.get("output_step", 1.0) is not None else "1 in the output, a float"
+    base = r.get("base", "fake-quant")
+    table.caption = Text(f"agreement: same class as {base}; step: {step}.  Gate: ") + verdict
     table.caption_justify = "left"
     return table
 
 
 def _circumstances(r: Mapping[str, Any]) -> Text:
     cpu, versions, seconds = r["cpu"], r["versions"], r["seconds"]
+    share = r["int8_mac_share"]
     lines = [
-        f"{100 * r['int8_mac_share']:.2f} % of multiply-accumulates in integers · seed {r['seed']} · "
-        f"agreement {r['agreement']:.2f} %",
+        (f"{100 * share:.2f} % of multiply-accumulates in integers · " if share is not None else "")
+        + f"seed {r['seed']} · agreement {r['agreement']:.2f} %",
         *r["notes"],
         f"{cpu['name']} ({', '.join(cpu['isa'])}), {cpu['threads']} threads",
         " ".join(f"{name} {v}" for name, v in versions.items()),

@@ -19,6 +19,7 @@ NEEDED = (  # of results.json; a run of an older version lacks some
     "model", "recipe", "target", "top1", "agreement", "examples", "size_bytes", "latency_ms", "int8_mac_share",
     "passed", "failures", "departure", "parity", "seed", "cpu", "versions",
 )  # fmt: skip
+STAGES = {"float", "ptq", "qat", "int8"}  # what the page compares: static quantization
 TRACES = ("results.json", "plan.txt", "config.yaml", ".hydra", "train.log")
 PLACES = ("run_dir", "cache_dir", "ckpt_path")
 Z = 1.959964  # 95 % of a normal distribution
@@ -69,6 +70,9 @@ def read_run(path: str | Path) -> RunFolder:
     elif lacking := [key for key in NEEDED if key not in results]:
         results = None
         missing.append(f"results.json is of another version: it has no {', '.join(lacking)}; run again for its numbers")
+    elif not set(results["top1"]) >= STAGES:
+        missing.append(f"a run of task={results.get('task')} has no page here: its numbers are in results.json")
+        results = None
     layers = read(path, Layers)
     if layers is None:
         missing.append("no record/layers.json: the run is older than this report, or did not come that far")

@@ -1,0 +1,45 @@
+"""What a run is for: `task`, the first thing that is read of a config.
+
+qat            calibrate, train with fake quantization, deliver
+ptq            calibrate, deliver
+evaluate       a delivered file, or a float checkpoint, on a data set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from qat.errors import ConfigError, unknown_name
+from qat.pipeline.evaluate import evaluate
+from qat.pipeline.resumption import resumed
+from qat.pipeline.static import ptq, static
+
+TASKS: Mapping[str, Callable[[DictConfig], dict[str, Any]]] = {
+    "qat": static,
+    "ptq": ptq,
+    "evaluate": evaluate,
+}
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """One run from config to card; returns what `results.json` holds.
+
+    Raises:
+        QatError: anything the user can mend; nothing is left half-written.
+    """
+    task = str(cfg.task)
+    if task not in TASKS:
+        raise ConfigError(unknown_name("task", task, TASKS))
+    if task != "qat" and cfg.ckpt_path is not None:
+        raise ConfigError(
+            f"ckpt_path resumes training, and task={task} trains nothing. To start from the weights of a checkpoint, "
+            "use init_from"
+        )
+    cfg = resumed(cfg)
+    if cfg.quiet:
+        cfg = cfg.copy()
+        cfg.trainer.enable_progress_bar = False
+    return TASKS[task](cfg)

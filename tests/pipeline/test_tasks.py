@@ -1,0 +1,123 @@
+"""Tasks beside training, each through `run` as the command calls it, on a small float model and 360 digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from qat.errors import ConfigError, ParityError
+from qat.models import resnet20
+from qat.pipeline import run
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+QUICK = ["model=resnet20", "trainer.enable_progress_bar=false", "latency.repeats=1", "report=false"]
+
+pytestmark = [
+    pytest.mark.runtime,
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
+]
+
+
+def config(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*QUICK, f"run_dir={folder}", f"cache_dir={folder}/cache", *overrides])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("float") / "float.pt"
+    torch.save(resnet20().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """A run of `task=ptq`: its folder and results. The float model is untrained, and ties between classes are many."""
+    folder = tmp_path_factory.mktemp("ptq")
+    cfg = config(folder, "task=ptq", f"init_from={checkpoint}", "qat.calibration_batches=2", "verify.agreement=50",
+                 "verify.top1=50")  # fmt: skip
+    return folder, run(cfg)
+
+
+def test_ptq_trains_nothing_and_delivers(delivered: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = delivered
+    assert results["task"] == "ptq"
+    assert "qat" not in results["seconds"]
+    assert not (folder / "checkpoints").exists()
+    assert (folder / "int8.onnx").is_file()
+    assert json.loads((folder / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize("given", ["", "int8.onnx"])
+def test_evaluating_what_was_delivered_gives_its_numbers(
+    delivered: tuple[Path, dict[str, Any]], tmp_path: Path, given: str
+) -> None:
+    folder, before = delivered
+    results = run(config(tmp_path, "task=evaluate", f"evaluate.artifact={folder / given}", "verify.top1=50",
+                         "verify.agreement=50"))  # fmt: skip
+    assert results["top1"] == {"float": pytest.approx(before["top1"]["float"]), "int8": before["top1"]["int8"]}
+    assert [stage["name"].split(",")[0].split(" ")[0] for stage in results["parity"]] == [
+        "float", "integer", "onnxruntime", "onnxruntime",
+    ]  # fmt: skip
+    assert (results["recipe"], results["model"]) == ("w8a8", "ResNetCifar")
+    assert results["size_bytes"] == before["size_bytes"]
+
+
+def test_evaluating_the_integer_program_alone(delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    lonely = tmp_path / "alone.pt2"
+    lonely.write_bytes((delivered[0] / "int8.pt2").read_bytes())
+    results = run(config(tmp_path / "run", "task=evaluate", f"evaluate.artifact={lonely}"))
+    assert (set(results["top1"]), set(results["latency_ms"])) == ({"int8"}, {"int8"})
+    assert results["passed"]
+
+
+def test_a_reference_of_another_model_is_left_out(
+    delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "int8.onnx").write_bytes((delivered[0] / "int8.onnx").read_bytes())
+    (tmp_path / "int8.pt2").write_text("not a program")
+    results = run(config(tmp_path / "run", "task=evaluate", f"evaluate.artifact={tmp_path}"))
+    assert "int8.onnx is compared without its reference" in caplog.text
+    assert results["base"].startswith("onnxruntime")
+
+
+def test_images_prepared_in_another_way_are_named(
+    delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ParityError, match=r"Evaluate on the machine that it was verified on"):
+        run(config(tmp_path, "task=evaluate", f"evaluate.artifact={delivered[0]}", "data.mean=[0, 0, 0]",
+                   "verify.agreement=101"))  # fmt: skip
+    assert "the file was trained with mean [" in caplog.text
+
+
+def test_evaluating_a_float_model(checkpoint: Path, delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    results = run(config(tmp_path, "task=evaluate", f"init_from={checkpoint}"))
+    assert results["top1"] == {"float": pytest.approx(delivered[1]["top1"]["float"])}
+    assert results["agreement"] == 100.0
+    assert not list(tmp_path.glob("int8*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=evalute"], r"unknown task 'evalute'. Did you mean evaluate\? Known: .*evaluate.*ptq.*qat"),
+        (["task=ptq", "ckpt_path=last"], r"ckpt_path resumes training, and task=ptq trains nothing"),
+        (["task=evaluate"], r"task=evaluate needs something to evaluate: evaluate\.artifact=FILE or the folder of a r"),
+        (["task=evaluate", "evaluate.artifact=/nowhere"], r"evaluate\.artifact=/nowhere is not there; give a file"),
+        (["task=evaluate", f"evaluate.artifact={CONF}"], r"is a folder without int8\.onnx; give the folder of a run"),
+        (["task=evaluate", f"evaluate.artifact={CONF}/config.yaml"], r"known suffixes are \.onnx, \.pt2, \.pte, \.xml"),
+        (["task=evaluate", "init_from=a.pt", "init_reset_head=true"], r"trains a new head, and task=evaluate trains n"),
+    ],
+)
+def test_refused_before_anything_is_written(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(config(tmp_path, *overrides))
+    assert not (tmp_path / "config.yaml").exists()
