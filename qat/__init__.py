@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qat.spec import Granularity, IntSpec, Scheme
     from qat.switches import fake_quant, freeze_batchnorm, observers, sync_batchnorm
     from qat.target import Target
+    from qat.training import QuantizationAwareTraining
     from qat.verify import ParityReport, Tolerance, verify
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Plan",
     "PreparedModel",
     "QuantRecipe",
+    "QuantizationAwareTraining",
     "Scheme",
     "Target",
     "Tolerance",
@@ -75,6 +77,7 @@ _ROOMS = {
     "spec": ("Granularity", "IntSpec", "Scheme"),
     "switches": ("fake_quant", "freeze_batchnorm", "observers", "sync_batchnorm"),
     "target": ("Target",),
+    "training": ("QuantizationAwareTraining",),
     "verify": ("ParityReport", "Tolerance", "verify"),
 }
 _HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}

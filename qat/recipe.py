@@ -115,6 +115,8 @@ class QuantRecipe:
             return value
         if isinstance(value, str):
             value = load_preset("quant", value)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"a recipe is a name such as w8a8, a mapping or a QuantRecipe, got {value!r}")
         known = [f.name for f in fields(cls)]
         data = dict(value)
         for key in TENSORS:

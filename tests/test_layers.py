@@ -61,7 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors"},
 }
 HELPERS = {"adaround", "bias_correction", "equalize", "reestimate"}  # of post-training quantization
-MAY_IMPORT["__init__"] = WORDS | VERBS | HELPERS | {"artifact", "export", "verify"}  # what `import qat` offers
+MAY_IMPORT["__init__"] = (
+    WORDS | VERBS | HELPERS | {"artifact", "export", "verify", "training"}
+)  # what `import qat` offers
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 
 # packages that only some rooms may know; ours start fast, and work where an extra is not installed

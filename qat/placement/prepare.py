@@ -109,10 +109,9 @@ def prepare(
         )
     choices = choose(recipe, target, captured.eval, modules, sites[id(captured.eval)])
     plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, choices)
-    keywords = example_kwargs or {}
     inputs = [
         *args,
-        *(keywords[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in keywords),
+        *(kwargs[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in kwargs),
     ]
     Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs]).run()
     close_synced(root)

@@ -29,9 +29,19 @@ def calibration_loader(trainer: pl.Trainer) -> Any:
 
 
 @contextmanager
-def looking_ahead(loader: Any, count: float) -> Iterator[Iterator[Any]]:
-    """The first `count` batches of a loader, or a collection of them; all random state is as before afterwards."""
-    combined = CombinedLoader(loader, "max_size_cycle")
+def looking_ahead(loader: Any, count: float, limits: list[int | float] | None = None) -> Iterator[Iterator[Any]]:
+    """The first batches of a loader, or a collection of them; all random state is as before afterwards.
+
+    Args:
+        loader: or a collection of them, which gives its batches together, as in training.
+        count: of batches, at most.
+        limits: for a collection that is read one loader after the other, as in validation: batches of each, at most.
+    """
+    mode = "max_size_cycle" if limits is None else "sequential"
+    if isinstance(loader, CombinedLoader):  # whose batches come as it says
+        loader, mode = loader.iterables, loader._mode
+    combined = CombinedLoader(loader, mode)  # type: ignore[arg-type]
+    combined.limits = limits
     own = {id(g): g for part in combined.flattened for g in _generators(part)}
     states = {key: generator.get_state() for key, generator in own.items()}
     try:

@@ -30,11 +30,11 @@ from qat.training.batches import calibration_loader, looking_ahead
 from qat.training.calls import Call, Step, call_step
 from qat.training.delivery import Delivery
 from qat.training.finite import require_finite_gradients, require_finite_loss
-from qat.training.preparation import Preparation, require_own_parameters
+from qat.training.preparation import Preparation, require_own_layers, require_own_parameters, stop_waiting
 from qat.training.processes import alike, by_first
 from qat.training.resumption import look_before_loading, stop_looking
 from qat.training.schedule import Phase, Schedule, progress
-from qat.training.strategy import adapt, require_own_script, require_replicas
+from qat.training.strategy import adapt, require_float_scales, require_own_script, require_replicas
 from qat.verify import ParityReport
 
 logger = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class QuantizationAwareTraining(pl.Callback):
             raise ConfigError("QuantizationAwareTraining is given twice; a Trainer takes one, with modules=[...]")
         self._phase = None
         require_replicas(trainer.strategy)
+        require_float_scales(str(trainer.precision))
         adapt(trainer.strategy, self.recipe, freezes=self.schedule.freeze_observers_at < 1)
         if not any(isinstance(m, PreparedModel) for m in pl_module.modules()):
             require_own_script(trainer.strategy)
@@ -181,6 +182,7 @@ class QuantizationAwareTraining(pl.Callback):
         stop_looking(pl_module)
         prepared = self.prepared(pl_module)
         require_own_parameters(trainer, pl_module)
+        require_own_layers(trainer, pl_module)
         for network in prepared.values():
             freeze_batchnorm(network, frozen=False)  # as after an earlier fit
             if self.compile == "regional":
@@ -246,6 +248,11 @@ class QuantizationAwareTraining(pl.Callback):
     ) -> None:
         """Say in the checkpoint what its quantizers are."""
         checkpoint[KEY] = provenance(self.recipe, self.target)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module's own hooks, wherever fit ended."""
+        stop_looking(pl_module)
+        stop_waiting(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export and verify, after the last checkpoint is written; in `fast_dev_run` nothing is left on disk.

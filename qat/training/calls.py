@@ -71,9 +71,11 @@ def first_calls(networks: Mapping[str, nn.Module], run: Callable[[], Any], what:
 
 
 def call_step(module: pl.LightningModule, hook: str, batch: Any, batch_idx: int) -> Any:
-    """Call a step with the index of the batch, or without where it takes none, as Lightning does."""
+    """Call a step with the indices it takes, of the batch and of the first loader, as Lightning does."""
     step = getattr(module, hook)
-    return step(batch, batch_idx) if len(inspect.signature(step).parameters) > 1 else step(batch)
+    taken = inspect.signature(step).parameters
+    loader = {"dataloader_idx": 0} if "dataloader_idx" in taken else {}
+    return step(batch, batch_idx, **loader) if len(taken) > 1 else step(batch)
 
 
 class Step(nn.Module):

@@ -62,7 +62,8 @@ class Delivery:
     ) -> ParityReport:
         validates = trainer.val_dataloaders is not None
         loader = trainer.val_dataloaders if validates else training_loader(trainer)
-        count = sum(trainer.num_val_batches) if validates else self.training_batches
+        limits = list(trainer.num_val_batches) if validates else None
+        count = sum(limits) if limits is not None else self.training_batches
         step = Step(pl_module, {name: network}, validation=validates)
 
         def examples(batch: Any) -> Any:
@@ -71,7 +72,7 @@ class Delivery:
             labels = labels_of(batch)
             return inputs if labels is None else (inputs, labels)
 
-        with evaluating(pl_module), looking_ahead(loader, count) as batches:
+        with evaluating(pl_module), looking_ahead(loader, count, limits) as batches:
             report = verify_artifact(network, artifact, map(examples, batches))
         default = report.stages[-1]
         logger.info("%s: %.2f %% agree over %d examples", default.name, default.agreement, report.examples)
@@ -82,6 +83,8 @@ def require_writable(path: Path) -> None:
     """Raise `ExportError` when `path` could not be written, `ConfigError` when its suffix is not known."""
     if path.suffix not in WRITERS:
         raise ConfigError(f"cannot export to {path.name!r}; known suffixes: {', '.join(WRITERS)}")
+    if path.is_dir():
+        raise ExportError(f"cannot write {path}: it is a folder. Name a file for export, e.g. {path / 'model.onnx'}")
     folder = next(p for p in (path.parent.absolute(), *path.parent.absolute().parents) if p.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ExportError(f"cannot write {path}: {folder} is no folder that can be written. Choose another for export")

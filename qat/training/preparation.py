@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelPruning
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from qat.errors import ConfigError
 from qat.placement import PreparedModel, prepare
@@ -103,21 +106,30 @@ class Preparation:
             pl_module: holds them.
             single: whether several networks are refused, because one file is to be exported.
         """
-        if candidate_networks(pl_module):
+        # what is there is not all, where a network is built later: the only child may be a teacher
+        if candidate_networks(pl_module) and not is_overridden("configure_model", pl_module):
             self._of_fit(trainer, pl_module, single)
             return
         # Lightning has no hook between configure_model and the optimizers
         configure = pl_module.configure_model
 
         def configure_and_prepare() -> None:
-            del pl_module.configure_model  # the class's own again
+            stop_waiting(pl_module)
             configure()
             self._of_fit(trainer, pl_module, single)
 
+        configure_and_prepare.waits = True  # type: ignore[attr-defined]
         pl_module.configure_model = configure_and_prepare  # type: ignore[method-assign]
 
     def _of_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, single: bool) -> None:
         networks = self.find(pl_module)
+        for name, network in networks.items():
+            if isinstance(network, OptimizedModule):
+                logger.warning(
+                    "%s trains without torch.compile, which hides its layers; compile='regional' helps", name
+                )
+                networks[name] = network._orig_mod
+                replace_network(pl_module, name, networks[name])
         if single and len(networks) > 1:
             raise ConfigError(f"export takes one network, got {', '.join(networks)}; call qat.export on each after fit")
         todo = {name: n for name, n in networks.items() if not isinstance(n, PreparedModel)}
@@ -135,6 +147,12 @@ class Preparation:
             )
 
 
+def stop_waiting(pl_module: pl.LightningModule) -> None:
+    """The module's own `configure_model` again."""
+    if hasattr(vars(pl_module).get("configure_model"), "waits"):
+        del pl_module.configure_model
+
+
 def require_own_parameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Raise `ConfigError` when an optimizer trains parameters that preparation has replaced."""
     own = {id(p) for p in pl_module.parameters()}
@@ -145,6 +163,18 @@ def require_own_parameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -
             f"{strays} of the optimizers' {len(trained)} parameters are not in {type(pl_module).__name__}: they were "
             "taken before it was prepared. Build optimizers in configure_optimizers, from self.parameters()"
         )
+
+
+def require_own_layers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Raise `ConfigError` when layers are pruned that preparation has replaced."""
+    own = set(pl_module.modules())
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelPruning) and any(m not in own for m, _ in callback._parameters_to_prune or ()):
+            raise ConfigError(
+                f"{type(callback).__name__} prunes layers that were replaced when {type(pl_module).__name__} was "
+                "prepared. Let it stand behind QuantizationAwareTraining in callbacks, and find its layers itself; for "
+                "layers of your choice, or with configure_model, call prepare of the callback before fit"
+            )
 
 
 def _calls_of_first_batch(

@@ -13,27 +13,36 @@ import pytorch_lightning as pl
 
 from qat.errors import ConfigError
 from qat.placement import PreparedModel, quantizers
-from qat.provenance import KEY, differences
+from qat.provenance import KEY, differences, unreadable
 from qat.recipe import QuantRecipe
 from qat.target import Target
 
 LISTED = 5  # names of an error message
+HOOK = "on_load_checkpoint"
 
 
 def look_before_loading(pl_module: pl.LightningModule, recipe: QuantRecipe, target: Target) -> None:
     """Look at a checkpoint before its tensors are copied: Lightning asks callbacks only afterwards."""
-    own = type(pl_module).on_load_checkpoint
+    stop_looking(pl_module)
+    own = pl_module.on_load_checkpoint
 
     def look(checkpoint: dict[str, Any]) -> None:
         require_prepared_alike(pl_module, checkpoint, recipe, target)
-        own(pl_module, checkpoint)
+        own(checkpoint)
 
+    look.own = vars(pl_module).get(HOOK)  # type: ignore[attr-defined]
     pl_module.on_load_checkpoint = look  # type: ignore[method-assign]
 
 
 def stop_looking(pl_module: pl.LightningModule) -> None:
-    """The module's own `on_load_checkpoint` again: what was to be loaded is loaded."""
-    pl_module.__dict__.pop("on_load_checkpoint", None)
+    """The module's own `on_load_checkpoint` again: what was to be loaded is loaded, or never will be."""
+    look = vars(pl_module).get(HOOK)
+    if look is None or not hasattr(look, "own"):
+        return
+    if look.own is None:  # it was the class's
+        del pl_module.on_load_checkpoint
+    else:
+        pl_module.on_load_checkpoint = look.own  # type: ignore[method-assign]
 
 
 def require_prepared_alike(
@@ -41,6 +50,8 @@ def require_prepared_alike(
 ) -> None:
     """Raise `ConfigError` where a checkpoint's ranges would mean something else in this module."""
     about = checkpoint.get(KEY)
+    if about is not None and (wrong := unreadable(about)):
+        raise ConfigError(f"the checkpoint cannot be resumed here: {wrong}")
     if about and (unlike := differences(about, recipe, target)):
         raise ConfigError(
             f"the checkpoint was trained with recipe {about['recipe']} for target {about['target']}, this run has "

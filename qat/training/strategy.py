@@ -22,6 +22,7 @@ from qat.switches import sync_batchnorm
 
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 UNUSED = "find_unused_parameters"
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 class SyncedBatchNorm(TorchSyncBatchNorm):
@@ -44,6 +45,15 @@ def require_replicating(kind: type[Strategy]) -> None:
             f"{kind.__name__} shards parameters over processes, and the range of a weight needs all of it: "
             'quantization-aware training takes strategy="ddp", where each process has the whole network. For one that '
             "does not fit, lower the batch size, raise accumulate_grad_batches, or set precision=bf16-mixed"
+        )
+
+
+def require_float_scales(precision: str) -> None:
+    """Raise `ConfigError` for a precision that would change the type of scales, and of what is exported."""
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision={precision} changes the type of scales, and runtimes compute with float32 ones; use "
+            f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
         )
 
 
