@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qat.bias_correction import correct_biases
     from qat.calibrate import calibrate
     from qat.convert import convert
+    from qat.dynamic import quantize_dynamic
     from qat.equalize import equalize
     from qat.export import export
     from qat.placement import Plan, PreparedModel, prepare, quantizers
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from qat.target import Target
     from qat.training import QuantizationAwareTraining
     from qat.verify import ParityReport, Tolerance, verify
+    from qat.weight_only import quantize_weights
 
 __all__ = [
     "Artifact",
@@ -57,6 +59,8 @@ __all__ = [
     "freeze_batchnorm",
     "observers",
     "prepare",
+    "quantize_dynamic",
+    "quantize_weights",
     "quantizers",
     "reestimate_batchnorm",
     "sync_batchnorm",
@@ -69,6 +73,7 @@ _ROOMS = {
     "bias_correction": ("correct_biases",),
     "calibrate": ("calibrate",),
     "convert": ("convert",),
+    "dynamic": ("quantize_dynamic",),
     "equalize": ("equalize",),
     "export": ("export",),
     "placement": ("Plan", "PreparedModel", "prepare", "quantizers"),
@@ -79,6 +84,7 @@ _ROOMS = {
     "target": ("Target",),
     "training": ("QuantizationAwareTraining",),
     "verify": ("ParityReport", "Tolerance", "verify"),
+    "weight_only": ("quantize_weights",),
 }
 _HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibrate": {"errors", "functional", "inputs", "quantizers", "placement", "switches"},
     "compile": {"errors", "functional", "layers", "placement"},
     "convert": WORDS | NUMERICS | {"placement"},
+    "dynamic": WORDS | NUMERICS | {"placement"},
+    "weight_only": WORDS | NUMERICS | {"placement"},
     "reestimate": {"errors", "placement", "switches", "calibrate"},
     "bias_correction": {"errors", "layers", "placement", "switches", "calibrate"},
     "adaround": NUMERICS | {"placement", "switches", "calibrate", "bias_correction"},
@@ -62,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 HELPERS = {"adaround", "bias_correction", "equalize", "reestimate"}  # of post-training quantization
 MAY_IMPORT["__init__"] = (
-    WORDS | VERBS | HELPERS | {"artifact", "export", "verify", "training"}
+    WORDS | VERBS | HELPERS | {"dynamic", "weight_only", "artifact", "export", "verify", "training"}
 )  # what `import qat` offers
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 

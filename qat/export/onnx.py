@@ -35,9 +35,11 @@ from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
+from qat.export.dynamic import dynamic_translations
 from qat.export.packing import OPSET as PACKED_OPSET
 from qat.export.packing import pack_weights
 from qat.export.program import input_names, output_names
+from qat.export.stored import read_when_loaded
 from qat.files import replacing
 from qat.target import Target
 
@@ -71,6 +73,8 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
     _tidy(model, sites, path)
     if target is not None and target.runtime == "onnxruntime" and target.opset >= PACKED_OPSET:
         pack_weights(model)
+    if about.get("stored"):
+        read_when_loaded(model)
     model.producer_name = "qat"
     model.metadata_props.update(about.get("metadata", {}))
     proto = ir.to_proto(model)
@@ -148,7 +152,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _translations(program: ExportedProgram) -> dict[Any, Any]:
-    table: dict[Any, Any] = {GRID.quantize_per_tensor.default: _quantize}
+    table: dict[Any, Any] = {GRID.quantize_per_tensor.default: _quantize, **dynamic_translations()}
     pools = [n for n in program.graph.nodes if n.target is ATEN.adaptive_avg_pool2d.default]
     if pools and all(tuple(n.args[1]) in ((1, 1), (1,)) for n in pools):
         table[ATEN.adaptive_avg_pool2d.default] = _global_pool

@@ -43,6 +43,7 @@ def _pack(graph: ir.Graph, reader: ir.Node, value: ir.Value, integers: np.ndarra
     graph.register_initializer(packed)
     widen = ir.node("Cast", [packed], {"to": ir.DataType.INT8})
     widen.name, widen.outputs[0].name = None, f"{value.name}_int8"
+    widen.outputs[0].shape, widen.outputs[0].type = value.shape, ir.TensorType(ir.DataType.INT8)
     graph.insert_before(reader, widen)
     reader.replace_input_with(0, widen.outputs[0])
     if not value.uses():

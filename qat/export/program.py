@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ def export_program(
         inputs = tuple(x.repeat(16, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) and x.ndim else x for x in inputs)
     shapes = tuple({0: batch} if isinstance(x, Tensor) and x.ndim else None for x in inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # nn.LSTM and nn.GRU keep a list of their parameters, which are parameters all the same
+            warnings.filterwarnings("ignore", message=".*_flat_weights.* were assigned during export")
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]

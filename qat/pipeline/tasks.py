@@ -2,6 +2,8 @@
 
 qat            calibrate, train with fake quantization, deliver
 ptq            calibrate, deliver
+dynamic        integer weights, activation ranges taken when the model runs; deliver
+weight_only    integer weights, activations in float; deliver
 evaluate       a delivered file, or a float checkpoint, on a data set
 """
 
@@ -16,10 +18,13 @@ from qat.errors import ConfigError, unknown_name
 from qat.pipeline.evaluate import evaluate
 from qat.pipeline.resumption import resumed
 from qat.pipeline.static import ptq, static
+from qat.pipeline.weights import dynamic, weight_only
 
 TASKS: Mapping[str, Callable[[DictConfig], dict[str, Any]]] = {
     "qat": static,
     "ptq": ptq,
+    "dynamic": dynamic,
+    "weight_only": weight_only,
     "evaluate": evaluate,
 }
 

@@ -98,7 +98,7 @@ def choose(
                 weights[sites.names[head]] = replace(recipe.weight, bits=recipe.first_last_bits)
         for point in points:
             activations[names[point]] = replace(recipe.activation, bits=recipe.first_last_bits)
-    _override(recipe, {"weight": weights, "activation": activations})
+    apply_override(recipe, {"weight": weights, "activation": activations})
 
     notes = dict.fromkeys(base.notes)
 
@@ -117,7 +117,12 @@ def choose(
     )
 
 
-def _override(recipe: QuantRecipe, chosen: Mapping[str, dict[str, TensorRecipe]]) -> None:
+def apply_override(recipe: QuantRecipe, chosen: Mapping[str, dict[str, TensorRecipe]]) -> None:
+    """Change what `override` of the recipe names, in place; `chosen` has the operators by name, for each tensor.
+
+    Raises:
+        PlacementError: listing all patterns that match nothing, with the nearest names.
+    """
     useless = []
     for pattern, change in recipe.override.items():
         for which, values in change.items():

@@ -24,7 +24,7 @@ from qat.placement.overrides import choose
 from qat.placement.patterns import NORMS
 from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rewrite import Rewriter
-from qat.placement.rules import excluded
+from qat.placement.rules import excluded, matching
 from qat.placement.shapes import propagate_shapes, two_examples
 from qat.placement.sites import find_sites, name_nodes
 from qat.placement.synced import close_synced, open_synced
@@ -83,6 +83,7 @@ def prepare(
     if placement == "modules":
         patterns = (*recipe.exclude, *exclude)
         return prepare_modules(model, args, kwargs, recipe, target, grids, patterns)
+    _require_static(model, (*recipe.exclude, *exclude), leaf_modules)
     root = copy.deepcopy(model)
     open_attention(root)
     open_synced(root, args, kwargs)
@@ -124,6 +125,19 @@ def prepare(
         numerics=grids,
         example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs),
     )
+
+
+def _require_static(model: nn.Module, patterns: Sequence[str], leaf_modules: tuple[type[nn.Module], ...]) -> None:
+    """Raise `PlacementError` for recurrent layers that the user did not leave in float."""
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.RNNBase) and not isinstance(m, leaf_modules)]
+    found = [name for name in found if not any(matching(pattern, [name]) for pattern in patterns)]
+    if found:
+        raise PlacementError(
+            f"{type(model).__name__} has recurrent layers, {', '.join(found)}, whose state moves at every step, and "
+            "one static range would have to cover all of them. Use task=dynamic (qat.quantize_dynamic), which takes "
+            f"ranges when it runs; or quantize the other layers alone, with quant.exclude=[{','.join(found)}] or "
+            "placement=modules"
+        )
 
 
 def require_finite(model: nn.Module) -> None:
