@@ -19,10 +19,17 @@ def fake_quant(model: nn.Module, *, enabled: bool) -> None:
         quantizer.enabled = enabled
 
 
-def observers(model: nn.Module, *, enabled: bool) -> None:
-    """Let ranges follow the data in training mode, or freeze them. They never move in evaluation mode."""
+def observers(model: nn.Module, *, enabled: bool, trained: bool = True) -> None:
+    """Let ranges follow the data in training mode, or freeze them. They never move in evaluation mode.
+
+    Args:
+        model: a prepared model, or a module that holds some.
+        enabled: whether ranges move.
+        trained: whether ranges that gradients move (LSQ, PACT) are meant too; the schedule leaves them alone.
+    """
     for quantizer in _quantizers(model):
-        quantizer.observing = enabled
+        if trained or not quantizer.trained:
+            quantizer.observing = enabled
 
 
 def freeze_batchnorm(model: nn.Module, *, frozen: bool = True) -> None:

@@ -50,6 +50,20 @@ def test_observers_move_ranges_in_training_mode_only(prepared, images):
     assert {"x_quantizer.scale", "stem_norm.output_quantizer.observer.high"} <= changed(before, prepared)
 
 
+def test_observed_ranges_freeze_alone_and_trained_ones_go_on(small_net, images):
+    """What the schedule does: with LSQ, a frozen observer must not take the step sizes from the optimizer."""
+    model = qat.prepare(small_net, images, recipe="w4a4_lsq")
+    qat.calibrate(model, [images])
+    model.train()
+    for trained, moves in ((False, True), (True, False)):
+        qat.observers(model, enabled=False, trained=trained)
+        model.zero_grad()
+        model(images).square().sum().backward()
+        steps = [p for n, p in model.named_parameters() if n.endswith(".step")]
+        assert steps
+        assert all((p.grad is not None) is moves for p in steps)
+
+
 def test_frozen_batchnorm_keeps_its_statistics_and_trains_its_weights(prepared, images):
     qat.freeze_batchnorm(prepared)
     before = state(prepared)

@@ -17,6 +17,7 @@ from qat.artifact import Artifact
 from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
+from qat.pipeline.aids import read_distillation
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
@@ -55,6 +56,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         target = joint(targets)
         callback = build_callback(cfg, recipe, target)
         source = read_source(cfg)
+        distill = read_distillation(cfg, source)
         cfg = with_preprocessing(cfg, source)
         tolerance = read_tolerance(cfg)
         cfg = joined(cfg)
@@ -69,7 +71,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
             top1 = {"float": measure_top1(cfg, baseline, data)}
         log.info("float top-1 %.2f %%", top1["float"])
 
-        module = build_classifier(cfg, "qat", _copy(baseline), data)
+        module = build_classifier(cfg, "qat", _copy(baseline), data, distill=distill, teacher=baseline.model)
         example = next(iter(data.calibration_dataloader()))[0][:2]
         with clock("prepare"):
             callback.prepare(module, (example,))

@@ -31,6 +31,7 @@ class FakeQuantize(nn.Module, ABC):
 
     scale: Tensor
     zero_point: Tensor
+    trained = False  # whether gradients move the range, not an observer
 
     def __init__(self, spec: IntSpec, *, channels: int | None = None) -> None:
         super().__init__()

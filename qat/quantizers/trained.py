@@ -37,6 +37,8 @@ class TrainedFakeQuantize(FakeQuantize):
         channels: length of the scale when the grid is per channel.
     """
 
+    trained = True
+
     def __init__(self, spec: IntSpec, observer: Callable[..., Observer], *, channels: int | None = None) -> None:
         super().__init__(spec, channels=channels)
         self.observer = observer(shape=self.shape, axis=self.axis, spec=spec)

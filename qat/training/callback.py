@@ -34,7 +34,7 @@ from qat.training.preparation import Preparation, require_own_layers, require_ow
 from qat.training.processes import alike, by_first
 from qat.training.resumption import look_before_loading, stop_looking
 from qat.training.schedule import Phase, Schedule, progress
-from qat.training.strategy import adapt, require_float_scales, require_own_script, require_replicas
+from qat.training.strategy import adapt, require_float_scales, require_own_script, require_replicas, trains_ranges
 from qat.verify import ParityReport
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class QuantizationAwareTraining(pl.Callback):
     Args:
         recipe: name of a recipe (`conf/quant`), its mapping, or a `QuantRecipe`.
         target: name of a target (`conf/target`), its mapping, or a `Target`.
-        freeze_observers_at: share of training after which ranges are frozen.
+        freeze_observers_at: share of training after which observed ranges are frozen; trained ones train to the end.
         freeze_bn_at: share of training after which BatchNorm statistics are frozen too.
         calibration_batches: batches that set the ranges before training.
         modules: attributes of the LightningModule that hold the networks; None finds it.
@@ -211,10 +211,11 @@ class QuantizationAwareTraining(pl.Callback):
             )
         )
         for network in self.prepared(pl_module).values():
-            observers(network, enabled=phase.ranges_move)
+            observers(network, enabled=phase.ranges_move, trained=False)
             freeze_batchnorm(network, frozen=not phase.batchnorm_moves)
         if phase is not self._phase:
-            logger.info("epoch %d, batch %d: %s", trainer.current_epoch, batch_idx, phase)
+            go_on = "" if phase.ranges_move or not trains_ranges(self.recipe) else "; trained ranges go on"
+            logger.info("epoch %d, batch %d: %s%s", trainer.current_epoch, batch_idx, phase, go_on)
             self._phase = phase
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

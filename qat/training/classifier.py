@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from qat.errors import ConfigError
+from qat.placement import quantizers
 from qat.training.distillation import Distillation, require_teacher
 from qat.training.finite import require_finite_loss
 from qat.training.outputs import Outputs
@@ -43,6 +44,7 @@ class Classifier(pl.LightningModule):
         aux_weight: weight of each auxiliary head's loss; None takes that of the model's paper.
         distill: share of the teacher in the training loss; None learns from the labels alone.
         teacher: the float model, for `distill`; no part of this module, so in no checkpoint.
+        scale_lr: learning rate of trained ranges; None for the optimizer's.
 
     Raises:
         ConfigError: a value out of range; distillation without a float teacher.
@@ -59,12 +61,16 @@ class Classifier(pl.LightningModule):
         aux_weight: float | None = None,
         distill: Distillation | None = None,
         teacher: nn.Module | None = None,
+        scale_lr: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"need 0 <= label_smoothing < 1, got {label_smoothing}")
         if aux_weight is not None and aux_weight < 0:
             raise ConfigError(f"need aux_weight >= 0, got {aux_weight}")
+        if scale_lr is not None and not scale_lr >= 0:
+            raise ConfigError(f"need scale_lr >= 0, got {scale_lr}; 0 keeps trained ranges as calibration set them")
+        self.scale_lr = scale_lr
         self.model = model
         self.build_optimizer, self.build_scheduler = optimizer, scheduler
         self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
@@ -106,11 +112,16 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over `parameter_groups`, with its schedule."""
-        optimizer = self.build_optimizer(parameter_groups(self.model))
+        optimizer = self.build_optimizer(parameter_groups(self.model, scale_lr=self.scale_lr))
         if self.build_scheduler is None:
             return optimizer
         horizon = self._horizon()
         scheduler = self.build_scheduler(optimizer, **horizon)
+        if self.scale_lr is not None and any("max_lr" in group for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{type(scheduler).__name__} sets one rate for all parameters, and scale_lr={self.scale_lr} another "
+                "for some; use torch.optim.lr_scheduler.CosineAnnealingLR, or leave scale_lr out"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step" if horizon else "epoch"},
@@ -148,11 +159,27 @@ class Classifier(pl.LightningModule):
         self.log(f"{stage}/top1", top1, prog_bar=True)
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters of `model`, and apart those of one value a channel, which do not decay: biases, BatchNorm, scales."""
+def parameter_groups(model: nn.Module, *, scale_lr: float | None = None) -> list[dict[str, Any]]:
+    """Parameters of `model`, and apart those of one value a channel, which do not decay: biases, BatchNorm, scales.
+
+    Args:
+        model: a network, prepared or not.
+        scale_lr: learning rate of trained ranges, then a group of their own; None leaves them among the others.
+
+    Raises:
+        ConfigError: a rate for trained ranges, and a network that has none.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
+    scales = {id(p) for q in quantizers(model).values() for p in q.parameters()} if scale_lr is not None else set()
+    if scale_lr is not None and not scales:
+        raise ConfigError(
+            f"scale_lr={scale_lr} has no effect: no range of {type(model).__name__} is trained. Use a recipe with LSQ "
+            "or PACT, or leave it out"
+        )
+    others = [p for p in trained if id(p) not in scales]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1]},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1]},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in scales], "weight_decay": 0.0, "lr": scale_lr},
     ]
     return [group for group in groups if group["params"]]

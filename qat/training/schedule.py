@@ -39,7 +39,8 @@ class Schedule:
     """When ranges and BatchNorm statistics stop to move, as shares of training.
 
     Args:
-        freeze_observers_at: ranges are frozen from here on; 1 never freezes them.
+        freeze_observers_at: observed ranges are frozen from here on; 1 never freezes them. Trained ranges (LSQ, PACT)
+            are the optimizer's, from the first step to the last.
         freeze_bn_at: BatchNorm normalises by its running statistics from here on, as it will when deployed.
 
     Raises:

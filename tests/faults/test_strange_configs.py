@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from qat.errors import QatError
+from qat.pipeline.aids import read_distillation
 from qat.pipeline.callback import build_callback
 from qat.pipeline.source import read_source
 from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
@@ -63,7 +64,7 @@ def reads_or_refuses(changes: list[tuple[tuple[str, ...], Any]]) -> None:
     try:
         cfg = DictConfig(content)
         build_callback(cfg, read_recipe(cfg), joint(read_targets(cfg)))
-        read_source(cfg)
+        read_distillation(cfg, read_source(cfg))
         read_tolerance(cfg)
     except QatError as error:
         assert str(error)  # noqa: PT017  (either outcome is right)

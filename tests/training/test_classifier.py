@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.models.googlenet import GoogLeNetOutputs
 from torchvision.models.inception import InceptionOutputs
 
+import qat
 from qat.errors import ConfigError, NumericsError
 from qat.training import Classifier
 from qat.training.classifier import parameter_groups
@@ -174,3 +175,49 @@ def test_a_model_that_returns_feature_maps(
 def test_aux_weight_is_not_negative(tiny_net: type[nn.Module]) -> None:
     with pytest.raises(ConfigError, match=r"need aux_weight >= 0, got -1"):
         Classifier(tiny_net(), num_classes=4, optimizer=sgd, aux_weight=-1)
+
+
+def test_trained_ranges_have_their_own_rate_and_do_not_decay(tiny_net: type[nn.Module]) -> None:
+    prepared = qat.prepare(tiny_net(), torch.randn(2, 3, 8, 8), recipe="w4a4_lsq")
+    steps = {id(p) for name, p in prepared.named_parameters() if name.endswith("quantizer.step")}
+    assert len(steps) > 2
+    together = parameter_groups(prepared)
+    assert steps <= {id(p) for p in together[1]["params"]}
+    *_, scales = apart = parameter_groups(prepared, scale_lr=0.003)
+    assert ({id(p) for p in scales["params"]}, scales["lr"], scales["weight_decay"]) == (steps, 0.003, 0.0)
+    count = len(list(prepared.parameters()))
+    assert [sum(len(group["params"]) for group in groups) for groups in (together, apart)] == [count, count]
+
+
+def test_rates_of_trained_ranges_fall_with_the_others(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: DataLoader[Any]
+) -> None:
+    module = Classifier(
+        qat.prepare(tiny_net(), torch.randn(2, 3, 8, 8), recipe="w4a4_lsq"),
+        num_classes=4, optimizer=sgd, scheduler=partial(CosineAnnealingLR), scale_lr=0.01,
+    )  # fmt: skip
+    fitted = trainer(max_epochs=2, limit_train_batches=1)
+    fitted.fit(module, loader, loader)
+    assert [g["initial_lr"] for g in fitted.optimizers[0].param_groups] == [0.1, 0.1, 0.01]
+    assert fitted.optimizers[0].param_groups[2]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_rate_for_ranges_that_none_has(tiny_net: type[nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"scale_lr=0.1 has no effect: no range of TinyNet is trained"):
+        parameter_groups(tiny_net(), scale_lr=0.1)
+
+
+def test_a_schedule_of_one_rate_and_a_rate_of_scales(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: DataLoader[Any]
+) -> None:
+    prepared = qat.prepare(tiny_net(), torch.randn(2, 3, 8, 8), recipe="w4a4_lsq")
+    one_cycle = partial(OneCycleLR, max_lr=0.2)
+    momentum = partial(SGD, lr=0.1, momentum=0.9)
+    module = Classifier(prepared, num_classes=4, optimizer=momentum, scheduler=one_cycle, scale_lr=0.01)
+    with pytest.raises(ConfigError, match=r"OneCycleLR sets one rate for all parameters, and scale_lr=0.01 another"):
+        trainer().fit(module, loader, loader)
+
+
+def test_a_negative_rate_of_scales(tiny_net: type[nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"need scale_lr >= 0, got -1"):
+        Classifier(tiny_net(), num_classes=4, optimizer=sgd, scale_lr=-1)

@@ -87,3 +87,36 @@ def test_a_student_that_is_quantized_learns_its_teacher(tiny_net, loader, traine
     module.train()
     trainer(callback, max_epochs=5).fit(module, loader, loader)
     assert distance() < before / 2
+
+
+def test_ranges_that_are_trained_move_though_observers_are_frozen(tiny_net, loader, trainer, caplog):
+    module = Classifier(tiny_net(), num_classes=4, optimizer=SGD)
+    callback = qat.training.QuantizationAwareTraining(recipe="w4a4_lsq", freeze_observers_at=0)
+    callback.prepare(module, next(iter(loader))[0])
+    callback.calibrate(module, loader)
+    steps = {name: p.detach().clone() for name, p in module.named_parameters() if name.endswith(".step")}
+    with caplog.at_level("INFO", "qat"):
+        trainer(callback).fit(module, loader, loader)
+    assert "epoch 0, batch 0: ranges frozen; trained ranges go on" in caplog.text
+    assert all(not torch.equal(p, steps[name]) for name, p in module.named_parameters() if name in steps)
+
+
+def test_a_checkpoint_holds_no_teacher_and_resumes(tiny_net, loader, trainer, tmp_path):
+    torch.manual_seed(0)
+    teacher = tiny_net()
+
+    def module() -> Classifier:
+        torch.manual_seed(1)
+        return Classifier(tiny_net(), num_classes=4, optimizer=SGD, distill=Distillation(), teacher=teacher)
+
+    whole, first, second = module(), module(), module()
+    for each in (whole, first, second):
+        each.model.dropout.p = 0.0
+    trainer(max_epochs=2).fit(whole, loader, loader)
+    half = trainer(max_epochs=1)
+    half.fit(first, loader, loader)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    assert not any("teacher" in key for key in torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"])
+    trainer(max_epochs=2).fit(second, loader, loader, ckpt_path=tmp_path / "half.ckpt")
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name

@@ -1,0 +1,53 @@
+"""Training aids from the config: what reaches the loss, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from qat.errors import ConfigError
+from qat.pipeline.aids import read_distillation
+from qat.pipeline.source import read_source
+from qat.training.distillation import Distillation
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["model=resnet20", "run_dir=/nowhere", *overrides])
+
+
+def read(*overrides: str) -> Distillation | None:
+    cfg = config(*overrides)
+    return read_distillation(cfg, read_source(cfg))
+
+
+def test_none_unless_asked_for() -> None:
+    assert read() is None
+    assert read("qat.distill={}") == Distillation()
+    assert read("qat.distill={temperature: 4, weight: 1}") == Distillation(temperature=4, weight=1)
+
+
+@pytest.mark.parametrize("experiment", ["w4a8", "w4a4_lsq", "w3a3_lsq", "w2a2_lsq"])
+def test_experiments_at_few_bits_have_a_teacher(experiment: str) -> None:
+    assert read(f"experiment=cifar10_resnet20_{experiment}", "data.path=d", "init_from=f.th") is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["qat.epochs=0", "qat.distill={}"], r"qat.distill has no effect without training: give qat.epochs"),
+        (["float.epochs=0", "qat.distill={}"], r"qat.distill needs a float teacher, and the float model of this run"),
+        (["qat.distill={temperatur: 4}"], r"unknown key of qat.distill 'temperatur'. Did you mean temperature"),
+        (["qat.distill=logits"], r"qat.distill needs a mapping such as .*, got 'logits'"),
+        (["qat.distill={weight: 2}"], r"need 0 < distill.weight <= 1, got 2"),
+        (["qat.distill={weight: much}"], r"qat: .* See conf/qat for the values it takes"),
+    ],
+)
+def test_what_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(*overrides)
