@@ -15,10 +15,7 @@ from qat.errors import ConfigError, PlacementError
 from qat.models import PatchTransformer, RowLSTM
 from qat.runtime import load
 
-pytestmark = [
-    pytest.mark.runtime,
-    pytest.mark.filterwarnings("ignore:_check_is_size will be removed"),  # torch.export of nn.LSTM calls it
-]
+pytestmark = pytest.mark.runtime
 CLOSE = 2e-6  # floats summed in another order
 INT4, INT8 = onnx.TensorProto.INT4, onnx.TensorProto.INT8
 

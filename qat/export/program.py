@@ -37,6 +37,7 @@ def export_program(
         with torch.no_grad(), warnings.catch_warnings():
             # nn.LSTM and nn.GRU keep a list of their parameters, which are parameters all the same
             warnings.filterwarnings("ignore", message=".*_flat_weights.* were assigned during export")
+            warnings.filterwarnings("ignore", message="_check_is_size will be removed")  # torch's own call of it
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
