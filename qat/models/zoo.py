@@ -10,15 +10,24 @@ from torch import nn
 
 from qat.errors import ConfigError, unknown_name
 from qat.models import torchvision
+from qat.models.patch_transformer import PatchTransformer
 from qat.models.resnet_cifar import resnet20, resnet32, resnet44, resnet56
+from qat.models.row_lstm import RowLSTM
 
 OWN: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"resnet20": resnet20, "resnet32": resnet32, "resnet44": resnet44, "resnet56": resnet56}
+    {
+        "patch_transformer": PatchTransformer,
+        "resnet20": resnet20,
+        "resnet32": resnet32,
+        "resnet44": resnet44,
+        "resnet56": resnet56,
+        "row_lstm": RowLSTM,
+    }
 )
 
 
 def names() -> tuple[str, ...]:
-    """Names that `build` takes, sorted: the CIFAR ResNets and every classifier of torchvision."""
+    """Names that `build` takes, sorted: the project's own models and every classifier of torchvision."""
     return tuple(sorted({*OWN, *torchvision.NAMES}))
 
 

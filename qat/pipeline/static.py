@@ -22,6 +22,7 @@ from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency
+from qat.pipeline.helpers import read_helpers
 from qat.pipeline.lifecycle import begun, conclude, settle
 from qat.pipeline.processes import joined
 from qat.pipeline.reporting import command_line, write_page
@@ -56,7 +57,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         target = joint(targets)
         callback = build_callback(cfg, recipe, target)
         source = read_source(cfg)
-        distill = read_distillation(cfg, source)
+        distill, helpers = read_distillation(cfg, source), read_helpers(cfg)
         cfg = with_preprocessing(cfg, source)
         tolerance = read_tolerance(cfg)
         cfg = joined(cfg)
@@ -71,8 +72,9 @@ def static(cfg: DictConfig) -> dict[str, Any]:
             top1 = {"float": measure_top1(cfg, baseline, data)}
         log.info("float top-1 %.2f %%", top1["float"])
 
-        module = build_classifier(cfg, "qat", _copy(baseline), data, distill=distill, teacher=baseline.model)
         example = next(iter(data.calibration_dataloader()))[0][:2]
+        model = helpers.before(_copy(baseline), example)
+        module = build_classifier(cfg, "qat", model, data, distill=distill, teacher=baseline.model)
         with clock("prepare"):
             callback.prepare(module, (example,))
         prepared = _prepared(module)
@@ -80,6 +82,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         with clock("calibrate"):
             count = cfg.qat.calibration_batches
             callback.calibrate(module, follow(cfg, islice(data.calibration_dataloader(), count), "calibrating", count))
+            helpers.calibrated(prepared, data.calibration_dataloader(), count)
             top1["ptq"] = measure_top1(cfg, module, data)
         log.info("PTQ top-1 %.2f %%", top1["ptq"])
         if cfg.qat.epochs > 0:
@@ -88,6 +91,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
                 load_prepared(prepared, cfg.ckpt_path)
             with clock("qat"):
                 fit(cfg, "qat", module, data, folder, callback, ckpt_path=cfg.ckpt_path)
+                helpers.trained(prepared, data.train_dataloader())
                 top1["qat"] = measure_top1(cfg, module, data)
             log.info("QAT top-1 %.2f %%", top1["qat"])
         else:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from qat.errors import QatError
 from qat.pipeline.aids import read_distillation
 from qat.pipeline.callback import build_callback
+from qat.pipeline.helpers import read_helpers
 from qat.pipeline.source import read_source
 from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
 from qat.target import joint
@@ -65,6 +66,7 @@ def reads_or_refuses(changes: list[tuple[tuple[str, ...], Any]]) -> None:
         cfg = DictConfig(content)
         build_callback(cfg, read_recipe(cfg), joint(read_targets(cfg)))
         read_distillation(cfg, read_source(cfg))
+        read_helpers(cfg)
         read_tolerance(cfg)
     except QatError as error:
         assert str(error)  # noqa: PT017  (either outcome is right)

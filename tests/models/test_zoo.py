@@ -12,7 +12,7 @@ from qat.models import build, names, torchvision
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 DOORS = {"torchvision", "timm", "custom"}  # by model.name or model._target_, not models of their own
-OWN = ("resnet20", "resnet32", "resnet44", "resnet56")
+OWN = ("patch_transformer", "resnet20", "resnet32", "resnet44", "resnet56", "row_lstm")
 
 
 def shapes(model):

@@ -1,0 +1,134 @@
+"""What improves a calibrated model without training it, from `qat`: before it is prepared, and after ranges are set.
+
+equalize          weights of consecutive layers share their range          qat.equalize
+adaround          each weight learns whether to round up or down           qat.adaround
+correct_biases    the mean error of rounding goes out of the biases        qat.correct_biases
+reestimate_bn     BatchNorm's statistics under the deployed weights        qat.reestimate_bn, after training
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import islice
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from qat.adaround import adaround
+from qat.bias_correction import correct_biases
+from qat.equalize import equalize
+from qat.errors import ConfigError, unknown_name
+from qat.placement.prepared import PreparedModel
+from qat.reestimate import reestimate_batchnorm
+from qat.settings import plain, reading
+
+log = logging.getLogger(__name__)
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """How AdaRound learns.
+
+    Args:
+        images: calibration images that it learns from, kept in memory with what each layer reads.
+        iterations: steps for each layer.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    images: int = 1024
+    iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name, value in (("images", self.images), ("iterations", self.iterations)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"need qat.adaround.{name} >= 1, a whole number, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Helpers:
+    """What a run does besides calibration and training; see the head of this file."""
+
+    equalize: bool = False
+    rounding: Rounding | None = None
+    correct_biases: bool = False
+    reestimate_bn: int = 0
+
+    def before(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """The float model to prepare."""
+        if not self.equalize:
+            return model
+        model, pairs = equalize(model, example)
+        if not pairs:
+            log.warning("qat.equalize has no effect: no two layers of %s follow each other", type(model).__name__)
+        return model
+
+    def calibrated(self, prepared: PreparedModel, batches: Iterable[Batch], count: int) -> None:
+        """Work on a model with ranges, in place.
+
+        Args:
+            prepared: the model.
+            batches: calibration images; a loader, which can be read again.
+            count: calibration batches, for what takes no number of its own.
+        """
+        if self.rounding is not None:
+            kept = list(first(batches, self.rounding.images))
+            seen = sum(len(images) for images, _ in kept)
+            if seen < self.rounding.images:
+                log.warning("qat.adaround.images is %d, and there are %d", self.rounding.images, seen)
+            moved = adaround(prepared, kept, iterations=self.rounding.iterations, max_batches=len(kept))
+            share = 100 * sum(moved.values()) / len(moved)
+            log.info("AdaRound: %.1f %% of the weights round the other way, mean of %d layers", share, len(moved))
+        if self.correct_biases:
+            correct_biases(prepared, islice(iter(batches), count), max_batches=count)
+
+    def trained(self, prepared: PreparedModel, batches: Iterable[Batch]) -> None:
+        """Work on a trained model, in place; `batches` of training images."""
+        if self.reestimate_bn:
+            seen = reestimate_batchnorm(prepared, batches, max_batches=self.reestimate_bn)
+            log.info("BatchNorm statistics from %d batches", seen)
+
+
+def first(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+    """The first so many images, in batches."""
+    for x, y in batches:
+        yield x[:images], y[:images]
+        images -= len(x)
+        if images <= 0:
+            return
+
+
+@reading("qat")
+def read_helpers(cfg: DictConfig) -> Helpers:
+    """The helpers that `qat` asks for.
+
+    Raises:
+        ConfigError: a wrong value or key; statistics to measure after a training that there is none of.
+    """
+    for key in ("equalize", "correct_biases"):
+        if not isinstance(cfg.qat[key], bool):
+            raise ConfigError(f"need qat.{key}=true or false, got {cfg.qat[key]!r}")
+    count = cfg.qat.reestimate_bn
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ConfigError(f"need qat.reestimate_bn >= 0, a number of batches, got {count!r}; 50 is usual, 0 leaves it")
+    if count and cfg.qat.epochs == 0:
+        raise ConfigError(
+            f"qat.reestimate_bn={count} has no effect without training: give qat.epochs, or qat.reestimate_bn=0"
+        )
+    given, rounding = plain(cfg, "qat.adaround"), None
+    if given is not None:
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"qat.adaround needs a mapping such as {{images: 1024, iterations: 1000}}, got {given!r}")
+        known = [f.name for f in fields(Rounding)]
+        for key in given:
+            if key not in known:
+                raise ConfigError(unknown_name("key of qat.adaround", str(key), known))
+        rounding = Rounding(**given)
+    return Helpers(
+        equalize=cfg.qat.equalize, rounding=rounding, correct_biases=cfg.qat.correct_biases, reestimate_bn=count
+    )
