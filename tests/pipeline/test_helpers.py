@@ -116,8 +116,8 @@ def test_a_run_with_a_teacher_and_helpers_delivers(tmp_path: Path, caplog: pytes
     cfg = config(
         f"run_dir={tmp_path}/run", f"init_from={tmp_path}/float.pt", "quant=w4a8", "qat.epochs=1",
         "qat.calibration_batches=1", "qat.distill={weight: 1.0}", "qat.adaround={images: 8, iterations: 2}",
-        "qat.correct_biases=true", "qat.reestimate_bn=2", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1",
-        "latency.repeats=1",
+        "qat.correct_biases=true", "qat.reestimate_bn=2", "trainer.limit_train_batches=2",
+        "trainer.log_every_n_steps=1", "latency.repeats=1",
         "report=false", "trainer.enable_progress_bar=false", "verify.agreement=0", "verify.top1=100",
     )  # fmt: skip
     with caplog.at_level("INFO", "qat"):
