@@ -65,8 +65,7 @@ def require_prepared_alike(
 
 def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[str, Any]) -> None:
     ours = {f"{name}.{q}" for q in quantizers(network)}
-    scales = {key.rpartition(".")[0] for key in state if key.startswith(f"{name}.") and key.endswith(".scale")}
-    theirs = {q for q in scales if "_quantizer" in q.rpartition(".")[2]}
+    theirs = {q for key in state if key.startswith(f"{name}.") and (q := _quantizer_of(key)) is not None}
     if theirs == ours:
         return
     sides = {"only in the checkpoint": theirs - ours, "only in this run": ours - theirs}
@@ -75,3 +74,12 @@ def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[s
         f"{name!r} was prepared differently for the checkpoint, its quantizers are in other places ({listed}). Resume "
         "with the same exclude and the same model"
     )
+
+
+def _quantizer_of(key: str) -> str | None:
+    """The quantizer that a tensor of a state dict belongs to; what it holds there is its own business.
+
+    conv.weight_quantizer.step -> conv.weight_quantizer        add_quantizer_1.observer.low -> add_quantizer_1
+    """
+    parts = key.split(".")
+    return next((".".join(parts[: i + 1]) for i, part in enumerate(parts[:-1]) if "_quantizer" in part), None)

@@ -47,6 +47,7 @@ def run(
     seed: int = 0,
     ckpt: Path | None = None,
     weights: int = 7,
+    recipe: str = "w8a8",
 ) -> dict[str, Tensor]:
     torch.manual_seed(weights)
     module = Classifier(
@@ -56,7 +57,7 @@ def run(
         scheduler=partial(OneCycleLR, max_lr=0.1),
     )
     torch.manual_seed(100 + weights)  # what was drawn before must not matter
-    callback = QuantizationAwareTraining(freeze_observers_at=0.3, freeze_bn_at=0.8)
+    callback = QuantizationAwareTraining(recipe=recipe, freeze_observers_at=0.3, freeze_bn_at=0.8)
     fitted = trainer(callback, SeedEveryEpoch(seed), *callbacks, max_epochs=EPOCHS, enable_checkpointing=True)
     fitted.fit(module, loader, loader, ckpt_path=ckpt)
     return {k: v.clone() for k, v in module.state_dict().items()}
@@ -80,6 +81,18 @@ def test_resumed_equals_uninterrupted(
         resumed = run(trainer, tiny_net, loader, goes_on, ckpt=tmp_path / last, weights=8)
         assert whole.keys() == resumed.keys()
         assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == [], last
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.parametrize("recipe", ["w4a8_lsq", "w4a4_lsq", "w4a4_pact", "w4a4_dorefa", "w8a8_symmetric"])
+def test_every_kind_of_quantizer_resumes(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: Loader, tmp_path: Path, recipe: str
+) -> None:
+    """Each keeps its range under names of its own; w8a8 is above."""
+    kept = checkpoint(tmp_path, after_training=True)
+    whole = run(trainer, tiny_net, loader, kept, recipe=recipe)
+    resumed = run(trainer, tiny_net, loader, kept, ckpt=tmp_path / "epoch=1.ckpt", weights=8, recipe=recipe)
+    assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
 
 
 def test_same_seed_same_weights(trainer: Trainers, tiny_net: type[nn.Module], loader: Loader, tmp_path: Path) -> None:
