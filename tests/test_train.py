@@ -75,6 +75,18 @@ def test_run_leaves_everything_that_scripts_rely_on(run):
 
 
 @pytest.mark.runtime
+def test_every_result_is_documented_under_its_name(run):
+    results = json.loads((run[0] / "results.json").read_text())
+    page = (ROOT / "docs" / "reference" / "results.md").read_text()
+    named = dict(re.findall(r"^\| `(\w+)` \| ([^|\\]+)", page, re.MULTILINE))
+    elsewhere = {"base"}  # of tasks without a fake-quant model
+    assert set(named) - elsewhere == set(results)
+    kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "mapping": dict}
+    for key, value in results.items():
+        assert value is None or isinstance(value, kinds[named[key].strip()]), key
+
+
+@pytest.mark.runtime
 def test_a_second_run_uses_the_cache_and_ends_alike(run, tmp_path):
     """The float baseline comes from the cache, so the same seed gives the same artefact, byte for byte."""
     folder, _ = run

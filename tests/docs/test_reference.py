@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import qat
 from qat.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -43,3 +44,9 @@ def test_comments_belong_to_the_key_that_they_stand_beside(generate):
 def test_templates_of_messages(generate):
     source = "raise ConfigError(f'need x >= 0, got {cfg.x!r} and {len(a)}')\nraise DataError(message)"
     assert list(generate._messages(ast.parse(source))) == [("ConfigError", "need x >= 0, got {cfg.x} and {...}")]
+
+
+def test_every_public_name_is_in_the_api():
+    page = (DOCS / "reference" / "api.md").read_text()
+    named = {line.split("qat.")[1] for line in page.splitlines() if line.strip().startswith("heading: qat.")}
+    assert {name for name in qat.__all__ if name not in named} == set()
