@@ -7,11 +7,13 @@
               where f > threshold: the weight stays at round(a) * s from then on
 
 Near a threshold of rounding the straight-through gradient pushes a weight back and forth; its integer at the end is a
-matter of chance, and BatchNorm's statistics lag behind. Source: Nagel et al. 2022, arXiv:2203.11086, section 4.
+matter of chance, and BatchNorm's statistics lag behind. Source: Nagel et al. 2022, arXiv:2203.11086, section 4. Early
+in training weights should still find their way, so lambda grows and the threshold falls, along half a cosine.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,6 +42,11 @@ class Oscillation(NamedTuple):
         """Before the first step; the tensors are new."""
         q = integers.detach().float().clone()
         return cls(q, torch.zeros_like(q), torch.zeros_like(q), q.clone(), torch.zeros_like(q, dtype=torch.bool))
+
+
+def annealed(first: float, last: float, progress: float) -> float:
+    """From `first` to `last` along half a cosine, at `progress` in 0 .. 1."""
+    return last + (first - last) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 def damping_loss(weight: Tensor, quantized: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from qat.errors import ConfigError, unknown_name
 from qat.models import ModelSource
+from qat.recipe import QuantRecipe
 from qat.settings import plain, reading
 from qat.training.distillation import Distillation
+from qat.training.oscillation import OscillationControl, require_calm
+
+T = TypeVar("T")
 
 
 @reading("qat")
@@ -20,21 +26,43 @@ def read_distillation(cfg: DictConfig, source: ModelSource) -> Distillation | No
     Raises:
         ConfigError: a wrong value or key; nothing is trained; the float model would be untrained itself.
     """
-    given = plain(cfg, "qat.distill")
-    if given is None:
+    distill = _read(cfg, "distill", Distillation, "{temperature: 2.0, weight: 0.5}")
+    if distill is None:
         return None
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"qat.distill needs a mapping such as {{temperature: 2.0, weight: 0.5}}, got {given!r}")
-    known = [f.name for f in fields(Distillation)]
-    for key in given:
-        if key not in known:
-            raise ConfigError(unknown_name("key of qat.distill", str(key), known))
-    distill = Distillation(**given)
-    if cfg.qat.epochs == 0:
-        raise ConfigError("qat.distill has no effect without training: give qat.epochs, or qat.distill=null")
     if cfg.init_from is None and source.weights is None and cfg.float.epochs == 0:
         raise ConfigError(
             "qat.distill needs a float teacher, and the float model of this run is not trained: give init_from=FILE, "
             "model.weights=NAME or float.epochs, or qat.distill=null"
         )
     return distill
+
+
+@reading("qat")
+def read_callbacks(cfg: DictConfig, recipe: QuantRecipe) -> list[pl.Callback]:
+    """What stands beside the callback of quantization-aware training.
+
+    Raises:
+        ConfigError: a wrong value or key; nothing is trained; a recipe that it does not go with.
+    """
+    found: list[pl.Callback] = []
+    if (control := _read(cfg, "oscillation", OscillationControl, "{damp: 0.01} or {freeze: 0.02}")) is not None:
+        require_calm(recipe, freezes=control.freeze is not None, freeze_observers_at=cfg.qat.freeze_observers_at)
+        found.append(control)
+    return found
+
+
+def _read(cfg: DictConfig, key: str, kind: Callable[..., T], example: str) -> T | None:
+    """What `qat.KEY` describes; None where it is null."""
+    given: Any = plain(cfg, f"qat.{key}")
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"qat.{key} needs a mapping such as {example}, got {given!r}")
+    known = list(inspect.signature(kind).parameters)
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown_name(f"key of qat.{key}", str(name), known))
+    made = kind(**given)
+    if cfg.qat.epochs == 0:
+        raise ConfigError(f"qat.{key} has no effect without training: give qat.epochs, or qat.{key}=null")
+    return made

@@ -17,7 +17,7 @@ from qat.artifact import Artifact
 from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
-from qat.pipeline.aids import read_distillation
+from qat.pipeline.aids import read_callbacks, read_distillation
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
@@ -55,7 +55,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
     with begun(cfg) as (folder, clock):
         recipe, targets = read_recipe(cfg), read_targets(cfg)
         target = joint(targets)
-        callback = build_callback(cfg, recipe, target)
+        callback, aids = build_callback(cfg, recipe, target), read_callbacks(cfg, recipe)
         source = read_source(cfg)
         distill, helpers = read_distillation(cfg, source), read_helpers(cfg)
         cfg = with_preprocessing(cfg, source)
@@ -90,7 +90,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
                 require_training_state(cfg.ckpt_path)
                 load_prepared(prepared, cfg.ckpt_path)
             with clock("qat"):
-                fit(cfg, "qat", module, data, folder, callback, ckpt_path=cfg.ckpt_path)
+                fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=cfg.ckpt_path)
                 helpers.trained(prepared, data.train_dataloader())
                 top1["qat"] = measure_top1(cfg, module, data)
             log.info("QAT top-1 %.2f %%", top1["qat"])

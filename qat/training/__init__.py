@@ -4,6 +4,7 @@ networks, calls, batches   where a stranger's project keeps its network, what it
 schedule                   progress -> phase, pure
 preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
 delivery                   and when fit has ended
+oscillation                aids that stand beside the callback
 strategy, processes        several processes: what DDP must know, and how they begin, decide and end alike
 """
 
@@ -13,6 +14,7 @@ from qat.training.callback import QuantizationAwareTraining
 from qat.training.checkpoint_io import CarefulCheckpointIO, require_training_state
 from qat.training.classifier import Classifier
 from qat.training.interruption import Interrupted, held, interruptible, run_to_resume
+from qat.training.oscillation import OscillationControl
 from qat.training.reseed import SeedEveryEpoch
 from qat.training.schedule import Phase, Schedule
 from qat.training.trial import require_classifier
@@ -22,6 +24,7 @@ __all__ = [
     "Classifier",
     "FrozenBackbone",
     "Interrupted",
+    "OscillationControl",
     "Phase",
     "QuantizationAwareTraining",
     "Schedule",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qat.errors import ConfigError
-from qat.pipeline.aids import read_distillation
+from qat.pipeline.aids import read_callbacks, read_distillation
 from qat.pipeline.source import read_source
+from qat.pipeline.wanted import read_recipe
 from qat.training.distillation import Distillation
 
 CONF = Path(__file__).parent.parent.parent / "conf"
@@ -51,3 +53,31 @@ def test_experiments_at_few_bits_have_a_teacher(experiment: str) -> None:
 def test_what_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(*overrides)
+
+
+def callbacks(*overrides: str) -> list[Any]:
+    cfg = config("quant=w4a4_lsq", *overrides)
+    return read_callbacks(cfg, read_recipe(cfg))
+
+
+def test_callbacks_stand_where_they_are_asked_for() -> None:
+    assert callbacks() == []
+    (control,) = callbacks("qat.oscillation={damp: 0.1, freeze: 0.02, freeze_from: 0.04}")
+    assert (control.damp, control.freeze, control.freeze_from, control.momentum) == (0.1, 0.02, 0.04, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["qat.oscillation={damp: 1}", "qat.epochs=0"], r"qat.oscillation has no effect without training"),
+        (["qat.oscillation={}"], r"oscillation needs damp or freeze"),
+        (["qat.oscillation={dampen: 1}"], r"unknown key of qat.oscillation 'dampen'. Did you mean damp"),
+        (["qat.oscillation=damp"], r"qat.oscillation needs a mapping such as .*, got 'damp'"),
+        (["qat.oscillation={damp: 1}", "quant=w4a4_dorefa"], r"recipe w4a4_dorefa rounds a tanh of its weights"),
+        (["qat.oscillation={freeze: 0.1}", "quant=w4a8", "qat.freeze_observers_at=1", "qat.freeze_bn_at=1"],
+         r"oscillation.freeze has no effect with freeze_observers_at=1"),
+    ],
+)  # fmt: skip
+def test_callbacks_that_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        callbacks(*overrides)
