@@ -47,13 +47,8 @@ class PreparedModules(PreparedModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the float model's forward."""
+        self._root[0].training = self.training
         return self._root[0](*args, **kwargs)
-
-    def train(self, mode: bool = True) -> PreparedModules:
-        """Switch mode, of the model whose forward runs too."""
-        super().train(mode)
-        self._root[0].training = mode
-        return self
 
 
 def prepare_modules(

@@ -50,9 +50,10 @@ class PreparedModel(nn.Module):
         self.batchnorm_frozen = False
         self._compile()
 
+    @torch.compiler.disable
     def _compile(self) -> None:
         # fx generates the functions; they read everything from the module they are called on, so copies share them
-        self._forwards = {}
+        self._forwards: dict[bool, Any] = {}
         for mode, graph in self.graphs.items():
             generated = fx.GraphModule(self, plain_copy(graph))
             generated.graph.lint()
@@ -60,6 +61,8 @@ class PreparedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the float model's forward."""
+        if not self._forwards:
+            self._compile()
         return self._forwards[self.training](self, *args, **kwargs)
 
     def train(self, mode: bool = True) -> PreparedModel:
@@ -76,10 +79,10 @@ class PreparedModel(nn.Module):
         return {**state, "graphs": {mode: _flatten(graph) for mode, graph in self.graphs.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Generate the functions again."""
+        """Generate the functions again, when they are called: a layer in a cycle may not be there yet."""
         super().__setstate__(state)
         self.graphs = {mode: _unflatten(nodes) for mode, nodes in state["graphs"].items()}
-        self._compile()
+        self._forwards = {}
 
 
 def plain_copy(graph: fx.Graph) -> fx.Graph:

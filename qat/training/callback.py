@@ -30,6 +30,7 @@ from qat.training.batches import calibration_loader, looking_ahead
 from qat.training.calls import Call, Step, call_step
 from qat.training.delivery import Delivery
 from qat.training.finite import require_finite_gradients, require_finite_loss
+from qat.training.own import prepared_networks
 from qat.training.preparation import Preparation, require_own_layers, require_own_parameters, stop_waiting
 from qat.training.processes import alike, by_first
 from qat.training.resumption import look_before_loading, stop_looking
@@ -54,7 +55,8 @@ class QuantizationAwareTraining(pl.Callback):
         freeze_observers_at: share of training after which observed ranges are frozen; trained ones train to the end.
         freeze_bn_at: share of training after which BatchNorm statistics are frozen too.
         calibration_batches: batches that set the ranges before training.
-        modules: attributes of the LightningModule that hold the networks; None finds it.
+        modules: attributes of the LightningModule that hold the networks, or `forward` for what its own forward
+            computes, with layers that lie directly on it; None finds it.
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         placement: `graph`, or `modules` for a network that cannot be traced (`qat.prepare`).
         export: file that the trained network is exported to when `fit` ends; None for none.
@@ -170,7 +172,7 @@ class QuantizationAwareTraining(pl.Callback):
         require_replicas(trainer.strategy)
         require_float_scales(str(trainer.precision))
         adapt(trainer.strategy, self.recipe, freezes=self.schedule.freeze_observers_at < 1)
-        if not any(isinstance(m, PreparedModel) for m in pl_module.modules()):
+        if not prepared_networks(pl_module):
             require_own_script(trainer.strategy)
         if self.delivery is not None:
             self.delivery.require_possible()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +20,7 @@ from torch import nn
 
 from qat.errors import ConfigError, QatError
 from qat.placement.prepared import device_of
+from qat.training.own import OWN, own_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,28 +48,53 @@ def first_calls(networks: Mapping[str, nn.Module], run: Callable[[], Any], what:
     """
     calls: dict[str, Call] = {}
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.setdefault(name, Call(args=args, kwargs=kwargs))
-            if len(calls) == len(networks):
-                raise _Reached
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(name, Call(args=args, kwargs=kwargs))
+        if len(calls) == len(networks):
+            raise _Reached
 
-        return hook
-
-    handles = [n.register_forward_pre_hook(record(name), with_kwargs=True) for name, n in networks.items()]
     way_out = "set example_input_array, or call qat.prepare and qat.calibrate on the network before fit"
     try:
-        run()
+        with ExitStack() as stack:
+            for name, network in networks.items():
+                stack.enter_context(_noting(network, partial(note, name)))
+            run()
     except _Reached:
         return calls
     except QatError:
         raise
     except Exception as error:
         raise ConfigError(f"{what} failed before it called {_list(networks)}: {error!r}; {way_out}") from error
-    finally:
-        for handle in handles:
+    missing = [n for n in networks if n not in calls]
+    if missing == [OWN]:
+        raise ConfigError(f"{what} never called self(x), whose forward is the network; or name others in modules=[]")
+    raise ConfigError(f"{what} never called {_list(missing)}: name others in modules=[]")
+
+
+@contextmanager
+def _noting(network: nn.Module, note: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """Tell `note` of every call of a network."""
+    if not isinstance(network, pl.LightningModule):
+        handle = network.register_forward_pre_hook(lambda _, args, kwargs: note(args, kwargs), with_kwargs=True)
+        try:
+            yield
+        finally:
             handle.remove()
-    raise ConfigError(f"{what} never called {_list(n for n in networks if n not in calls)}: name others in modules=[]")
+        return
+    forward, before = network.forward, vars(network).get(OWN)
+
+    def noting(*args: Any, **kwargs: Any) -> Any:  # a hook would not see `self.forward(x)`
+        note(args, kwargs)
+        return forward(*args, **kwargs)
+
+    vars(network)[OWN] = noting
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(network)[OWN]
+        else:
+            vars(network)[OWN] = before
 
 
 def call_step(module: pl.LightningModule, hook: str, batch: Any, batch_idx: int) -> Any:
@@ -90,6 +117,7 @@ class Step(nn.Module):
     def __init__(self, module: pl.LightningModule, networks: Mapping[str, nn.Module], *, validation: bool = False):
         super().__init__()
         self.module = module
+        self.own = own_network(module)  # no child of the module's; its graph tells the order of its quantizers
         self.networks = dict(networks)
         # manual optimization needs optimizers before it needs the network, and a validation step needs none
         validation |= not module.automatic_optimization

@@ -1,7 +1,7 @@
 """Networks: the attributes of a LightningModule that are quantized, found or named.
 
 Found means: the only child with parameters that is no loss and no metric, or of several the one that is called
-`model`, `net` or `network`.
+`model`, `net` or `network`. Layers that lie directly on the module are one network, its own forward (own.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torchmetrics import Metric, MetricCollection
 
 from qat.errors import ConfigError, unknown_name
 from qat.placement import PreparedModel
+from qat.training.own import OWN, has_forward, install, own_network
 
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 USUAL = ("model", "net", "network")
 
 
@@ -23,14 +25,22 @@ def find_networks(module: nn.Module, names: Sequence[str] | None = None) -> dict
 
     Args:
         module: whose attributes are searched.
-        names: the attributes, dots allowed; None searches.
+        names: the attributes, dots allowed; `forward` for what the module's own forward computes; None searches.
+
+    Returns:
+        By name; under `forward` the module itself, until it is prepared.
 
     Raises:
         ConfigError: nothing found, several found, or a name that is no module; says how to name them.
     """
     if names is not None:
         return {name: _named(module, name) for name in names}
+    if (own := own_network(module)) is not None:
+        return {OWN: own}
     candidates = candidate_networks(module)
+    direct = [n for n, child in candidates.items() if isinstance(child, LAYERS)]
+    if len(direct) == len(candidates) > 0 and has_forward(module):
+        return {OWN: module}
     prepared: dict[str, nn.Module] = {n: child for n, child in candidates.items() if isinstance(child, PreparedModel)}
     usual = {n: child for n, child in candidates.items() if n in USUAL}
     for choice in (prepared, candidates, usual):
@@ -44,13 +54,18 @@ def find_networks(module: nn.Module, names: Sequence[str] | None = None) -> dict
             f"{owner} has no child with parameters to quantize. Assign the network to an attribute, "
             "e.g. self.model, in __init__, setup or configure_model"
         )
+    if direct and has_forward(module):
+        return {OWN: module}
     quoted = ", ".join(map(repr, candidates))
-    if any(isinstance(child, nn.Linear | nn.modules.conv._ConvNd) for child in candidates.values()):
+    if direct:
         raise ConfigError(
-            f"the layers {quoted} lie directly on {owner}, where there is no network to prepare. Put them into one "
-            "nn.Module with a forward of its own, e.g. self.model"
+            f"the layers {quoted} lie directly on {owner}, which has no forward. Say in forward what they compute, and "
+            "call self(x) in training_step; or put them into one nn.Module, e.g. self.model"
         )
-    raise ConfigError(f"{owner} has several networks: {quoted}. Name what to quantize: modules=[{quoted}]")
+    raise ConfigError(
+        f"{owner} has several networks: {quoted}. Name what to quantize: modules=[{quoted}], or modules={OWN!r} for "
+        "what its own forward computes"
+    )
 
 
 def candidate_networks(module: nn.Module) -> dict[str, nn.Module]:
@@ -63,12 +78,18 @@ def candidate_networks(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def replace_network(module: nn.Module, name: str, network: nn.Module) -> None:
-    """Put `network` in the place of the attribute `name`, dots allowed."""
+    """Put `network` in the place of the attribute `name`, dots allowed; or of the module's own forward."""
+    if name == OWN:
+        assert isinstance(network, PreparedModel)
+        install(module, network)
+        return
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, network)
 
 
 def _named(module: nn.Module, name: str) -> nn.Module:
+    if name == OWN and has_forward(module):
+        return own_network(module) or module
     try:
         return module.get_submodule(name)
     except AttributeError:

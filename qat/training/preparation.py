@@ -26,6 +26,7 @@ from qat.target import Target
 from qat.training.batches import looking_ahead, training_loader
 from qat.training.calls import Call, Step, evaluating, example_calls
 from qat.training.networks import candidate_networks, find_networks, replace_network
+from qat.training.own import layers_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Preparation:
                 self._require_same(name, network)
                 continue
             prepared = prepare(
-                network,
+                layers_of(pl_module) if network is pl_module else network,
                 calls[name].args,
                 self.recipe,
                 self.target,

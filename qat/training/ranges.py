@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from qat.layers import FakeQuantWeight
 from qat.placement.prepared import PreparedModel, quantizers
+from qat.training.own import prepared_networks
 
 
 class RangeLogger(pl.Callback):
@@ -22,7 +23,7 @@ class RangeLogger(pl.Callback):
         """Log after every validation of training."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for prepared in (module for module in pl_module.modules() if isinstance(module, PreparedModel)):
+        for prepared in prepared_networks(pl_module).values():
             scales = {f"scale/{name}": float(q.scale.abs().mean()) for name, q in quantizers(prepared).items()}
             for logger in trainer.loggers:
                 if not isinstance(logger, CSVLogger):

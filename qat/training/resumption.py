@@ -16,6 +16,7 @@ from qat.placement import PreparedModel, quantizers
 from qat.provenance import KEY, differences, unreadable
 from qat.recipe import QuantRecipe
 from qat.target import Target
+from qat.training.own import OWN, prepared_networks
 
 LISTED = 5  # names of an error message
 HOOK = "on_load_checkpoint"
@@ -58,14 +59,14 @@ def require_prepared_alike(
             f"{recipe.name} for {target.name} ({', '.join(unlike)}); resume with the same, or start from "
             "its float weights"
         )
-    for name, network in pl_module.named_modules():
-        if isinstance(network, PreparedModel):
-            _require_same_quantizers(name, network, checkpoint.get("state_dict", {}))
+    for name, network in prepared_networks(pl_module).items():
+        _require_same_quantizers(name, network, checkpoint.get("state_dict", {}))
 
 
 def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[str, Any]) -> None:
-    ours = {f"{name}.{q}" for q in quantizers(network)}
-    theirs = {q for key in state if key.startswith(f"{name}.") and (q := _quantizer_of(key)) is not None}
+    prefix = "" if name == OWN else f"{name}."
+    ours = {f"{prefix}{q}" for q in quantizers(network)}
+    theirs = {q for key in state if key.startswith(prefix) and (q := _quantizer_of(key)) is not None}
     if theirs == ours:
         return
     sides = {"only in the checkpoint": theirs - ours, "only in this run": ours - theirs}
