@@ -28,6 +28,8 @@ REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_se
 class OwnForward(nn.Module):
     """What stands in the place of a module's forward: a child without layers, through which modes reach the network."""
 
+    _network: tuple[PreparedModel]
+
     def __init__(self, network: PreparedModel) -> None:
         self.__dict__["_network"] = (network,)  # a tuple, so that it is no submodule
         super().__init__()

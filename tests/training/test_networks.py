@@ -47,7 +47,11 @@ def test_names_are_taken_at_their_word() -> None:
             None,
             r"several networks: 'backbone', 'head'. Name what to quantize: modules=\['backbone', 'head'\]",
         ),
-        ({"conv": nn.Conv2d(3, 2, 1), "fc": nn.Linear(2, 2)}, None, "layers 'conv', 'fc' lie directly on LightningModule, which has no forward"),
+        (
+            {"conv": nn.Conv2d(3, 2, 1), "fc": nn.Linear(2, 2)},
+            None,
+            "'conv', 'fc' lie directly on LightningModule, which has no forw",
+        ),
         ({"encoder": net()}, ["encodr"], "unknown module of LightningModule 'encodr'. Did you mean encoder"),
     ],
 )
