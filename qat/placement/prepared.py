@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -165,6 +166,6 @@ def quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 def device_of(model: nn.Module) -> Any:
-    """The device of the first parameter or buffer."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else "cpu"
+    """The device of the first parameter or buffer; asked for every quantizer, so it lists no others."""
+    first: Tensor | None = next(chain(model.parameters(), model.buffers()), None)
+    return first.device if first is not None else "cpu"
