@@ -1,7 +1,9 @@
 """Every model through prepare, one training step, convert, export and verify; writes the table of docs/zoo.md.
 
-    uv run --extra timm benchmarks/zoo.py --markdown docs/zoo.md
-    uv run benchmarks/zoo.py --models torchvision/resnet18 timm/vit_tiny_patch16_224
+    uv run --extra timm benchmarks/zoo.py --record benchmarks/zoo.jsonl --markdown docs/zoo.md
+    uv run benchmarks/zoo.py --models torchvision/resnet18 timm/vit_tiny_patch16_224 --size 224
+
+With `--record`, figures are kept there, and `--markdown` makes its table of all of them; `--missing` runs the others.
 
 Each model runs in a process of its own with a time limit. Weights are random; BatchNorm's statistics and gamma are
 drawn from ranges that a wrong eps, momentum or sign would show in, and parameters that start at zero (layer scale, a
@@ -25,15 +27,15 @@ from typing import Any
 
 import torch
 import torchvision
+import zoo_table
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import qat
-from qat import machine
 from qat.errors import QatError
-from qat.placement.prepared import quantizers
+from qat.placement.prepared import PreparedModel, quantizers
 
 # 60 of timm, fixed before the first run: one or two of a family
 TIMM = """
@@ -48,10 +50,8 @@ coatnet_nano_rw_224 maxvit_nano_rw_256
 """
 EXAMPLES = 8
 SIZE = 64  # pixels, where the model takes that
-SAME = 1e-5  # of the largest output: torch's closed attention and the opened one add up in another order
-MEAN = 2.0  # steps: what sums in another order leave of a deep net; above it, the floor of that net has to explain it
+RATE = 1e-3  # of the training step
 NOISE = 1e-6  # of each input value, about what float32 sums in another order differ by
-FLOOR = 2.0  # times: two draws of the same noise differ by less
 
 
 def names() -> list[str]:
@@ -104,35 +104,50 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [t.detach().clone() for t in pytree.tree_leaves(model(x)) if isinstance(t, Tensor)]
 
 
-@torch.no_grad()
 def off_difference(prepared: nn.Module, model: nn.Module, x: Tensor) -> dict[str, float]:
     """Largest difference with fake-quant off, relative to the largest output: eval, train, and back and forth."""
-    ours, theirs = copy.deepcopy(prepared), copy.deepcopy(model)
-    qat.fake_quant(ours, enabled=False)
-    found = {}
-    for key, mode in (("eval", False), ("train", True), ("again", False), ("again", True)):
-        pairs = zip(outputs(ours.train(mode), x), outputs(theirs.train(mode), x), strict=True)
-        worst = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs)
-        found[key] = max(found.get(key, 0.0), worst)
+    ours, theirs = in_all_modes(prepared, x), in_all_modes(model, x)
+    found: dict[str, float] = {}
+    for (name, mine), (_, wanted) in zip(ours, theirs, strict=True):
+        worst = max(
+            float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in zip(mine, wanted, strict=True)
+        )
+        found[name] = max(found.get(name, 0.0), worst)
     return found
 
 
+@torch.no_grad()
+def in_all_modes(model: nn.Module, x: Tensor) -> list[tuple[str, list[Tensor]]]:
+    """Outputs in evaluation, in training, and in both again, of a copy: BatchNorm learns on the way."""
+    twin = copy.deepcopy(model)
+    if isinstance(twin, PreparedModel):
+        qat.fake_quant(twin, enabled=False)
+    modes = (("eval", False), ("train", True), ("again", False), ("again", True))
+    return [(name, outputs(twin.train(mode), x)) for name, mode in modes]
+
+
 def bad_gradients(prepared: nn.Module, x: Tensor) -> list[str]:
-    """Trainable tensors without a finite gradient after one step's backward pass."""
+    """Trainable tensors without a finite gradient in a training step, or not finite after it."""
     prepared.train().zero_grad()
     total = torch.zeros(())
     for y in pytree.tree_leaves(prepared(x)):
         if isinstance(y, Tensor) and y.ndim == 2:
             total = total + F.cross_entropy(y, torch.arange(len(x)) % y.shape[1])
     total.backward()
-    return [n for n, p in prepared.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    torch.optim.SGD(prepared.parameters(), RATE).step()
+    return [
+        name
+        for name, p in prepared.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all() or not torch.isfinite(p).all()
+    ]
 
 
 def prove_named(name: str, size: int | None) -> dict[str, Any]:
     """All figures of one model of the zoo, with random weights and images."""
     torch.manual_seed(0)
     model, size = load(name, size)
-    return {"model": name, "size": size, **prove(randomize(model), torch.randn(EXAMPLES, 3, size, size))}
+    about = {"threads": torch.get_num_threads(), "day": f"{datetime.now(UTC):%Y-%m-%d}"}
+    return {"model": name, "size": size, **about, **prove(randomize(model), torch.randn(EXAMPLES, 3, size, size))}
 
 
 def prove(model: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -140,23 +155,24 @@ def prove(model: nn.Module, x: Tensor) -> dict[str, Any]:
     row: dict[str, Any] = {}
 
     def timed(key: str, function: Any) -> Any:
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         value = function()
-        row[key] = time.perf_counter() - start
+        row[f"{key}_s"], row[f"{key}_cpu_s"] = time.perf_counter() - start, time.process_time() - worked
         return value
 
-    prepared = timed("prepare_s", lambda: qat.prepare(model.eval(), x[:2]))
+    prepared = timed("prepare", lambda: qat.prepare(model.eval(), x[:2]))
     found = quantizers(prepared)
     row |= {"quantizers": len(found), "int8_macs": prepared.plan.int8_mac_share}
     row["float_ops"] = dict(sorted(_counted(op.kind.split()[0] for op in prepared.plan.in_float).items()))
     row["off"] = off_difference(prepared, model, x)
-    without = [n for n, p in model.named_parameters() if p.requires_grad and not _reached(model, n, x)]
+    reached, own = _reached(model, x), {n for n, p in model.named_parameters() if p.requires_grad}
     twin = copy.deepcopy(prepared)  # not calibrated: ranges start with its batch, far from the running statistics
-    row["bad_gradients"] = [n for n in bad_gradients(twin, x) if n not in without]
+    row["bad_gradients"] = [n for n in bad_gradients(twin, x) if n in reached or n not in own]
+    del twin  # with its gradients: the largest model needs the room
     qat.calibrate(prepared.eval(), [x])
     with TemporaryDirectory() as folder:
-        integer = timed("convert_s", lambda: qat.convert(prepared))
-        artifact = timed("export_s", lambda: qat.export(integer, Path(folder) / "int8.onnx"))
+        integer = timed("convert", lambda: qat.convert(prepared))
+        artifact = timed("export", lambda: qat.export(integer, Path(folder) / "int8.onnx"))
         tensors = {id(t): t.nbytes for t in [*model.parameters(), *model.buffers()]}
         row["file_ratio"] = artifact.size_bytes / sum(tensors.values())
         report = qat.verify(prepared, artifact, [x], strict=False)
@@ -175,16 +191,11 @@ def noise_floor(prepared: nn.Module, x: Tensor, step: float) -> float:
     return max(float((a - b).abs().mean()) for a, b in pairs) / step
 
 
-_REACHED: dict[int, set[str]] = {}
-
-
-def _reached(model: nn.Module, name: str, x: Tensor) -> bool:
-    """Whether the float model's own loss reaches a parameter at all."""
-    if id(model) not in _REACHED:
-        twin = copy.deepcopy(model).train()
-        sum(first.sum() for first in pytree.tree_leaves(twin(x)) if isinstance(first, Tensor)).backward()
-        _REACHED[id(model)] = {n for n, p in twin.named_parameters() if p.grad is not None}
-    return name in _REACHED[id(model)]
+def _reached(model: nn.Module, x: Tensor) -> set[str]:
+    """Parameters that the float model's own loss reaches at all."""
+    twin = copy.deepcopy(model).train()
+    sum(first.sum() for first in pytree.tree_leaves(twin(x)) if isinstance(first, Tensor)).backward()
+    return {n for n, p in twin.named_parameters() if p.grad is not None}
 
 
 def _counted(kinds: Any) -> dict[str, int]:
@@ -192,15 +203,6 @@ def _counted(kinds: Any) -> dict[str, int]:
     for kind in kinds:
         counts[kind] = counts.get(kind, 0) + 1
     return counts
-
-
-def passed(row: dict[str, Any]) -> bool:
-    """Same as float when off, finite gradients, and an artefact that computes what fake-quant does."""
-    if "error" in row:
-        return False
-    same = all(v <= SAME for v in row["off"].values())
-    bound = max(MEAN, FLOOR * row.get("floor", 0.0))
-    return same and not row["bad_gradients"] and all(row[k]["mean"] <= bound for k in ("torch", "off_ort", "ort"))
 
 
 def in_own_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -217,49 +219,10 @@ def in_own_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
         return {"model": name, "error": f"exit {done.returncode}: {last}"[:200]}
 
 
-HEAD = (
-    "model", "px", "prepare, s", "quantizers", "int8 MACs, %", "off: eval", "train", "again", "gradients",
-    "convert + export, s", "agreement, % (off)", "max steps (off)", "agreement, %", "max steps", "mean steps",
-    "file ratio",
-)  # fmt: skip
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    if "error" in row:
-        return [row["model"], row["error"].splitlines()[0], *[""] * (len(HEAD) - 2)]
-    off, ort = row["off_ort"], row["ort"]
-    return [
-        row["model"], str(row["size"]), f"{row['prepare_s']:.1f}", str(row["quantizers"]),
-        f"{100 * row['int8_macs']:.1f}",
-        *(f"{row['off'][k]:.0e}" if row["off"][k] else "0" for k in ("eval", "train", "again")),
-        "finite" if not row["bad_gradients"] else f"{len(row['bad_gradients'])} not",
-        f"{row['convert_s'] + row['export_s']:.1f}", f"{off['agreement']:.1f}", f"{off['max']:.1f}",
-        f"{ort['agreement']:.1f}", f"{ort['max']:.1f}", f"{ort['mean']:.2f}", f"{row['file_ratio']:.3f}",
-    ]  # fmt: skip
-
-
-def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    cpu, versions = machine.cpu(), machine.versions()
-    lines = [
-        "# The zoo",
-        "",
-        f"{sum(map(passed, rows))} of {len(rows)} models pass. `benchmarks/zoo.py`, {datetime.now(UTC):%Y-%m-%d}, "
-        f"{cpu['name']} ({', '.join(cpu['isa'])}), {args.threads} thread(s), "
-        + ", ".join(f"{k} {v}" for k, v in versions.items())
-        + ".",
-        "",
-        "Recipe w8a8 for onnxruntime; weights and images are random (see the script). *off*: prepared with fake-quant "
-        "off against float, largest difference relative to the largest output, in evaluation, in training, and after "
-        "switching back and forth. *(off)*: onnxruntime without graph optimizations, then its default. Steps are those "
-        "of the output's integers, against fake-quant. *file ratio*: int8 file to float parameters. With random "
-        f"weights classes tie, so agreement over {EXAMPLES} images is no accuracy.",
-        "",
-        "| " + " | ".join(HEAD) + " |",
-        "|" + "---|" * len(HEAD),
-        *("| " + " | ".join(cells(row)) + " |" for row in rows),
-        "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+def in_order(record: dict[Any, zoo_table.Row]) -> list[zoo_table.Row]:
+    """Rows as the list of names has them, small images first."""
+    order = {name: i for i, name in enumerate(names())}
+    return sorted(record.values(), key=lambda row: (order.get(row["model"], len(order)), row.get("size") or 0))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -268,10 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="pixels, for all; by default small, where the model takes that")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds for a model")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument(
-        "--json", type=Path, help="append figures here, one model a line, and do not repeat those in it"
+        "--record", type=Path, help="keep figures here, one model and size a line, in place of older ones"
     )
+    parser.add_argument("--missing", action="store_true", help="only models that have no figures in the record")
+    parser.add_argument("--markdown", type=Path, help="write the table of the record, or of this run, here")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -283,20 +247,21 @@ def main(arguments: list[str] | None = None) -> int:
             row = {"model": args.one, "error": f"{type(error).__name__}: {error}"[:600]}
         print(json.dumps(row))
         return 0
-    console, rows = Console(soft_wrap=True), []
-    done = {}
-    if args.json and args.json.exists():
-        done = {row["model"]: row for row in map(json.loads, args.json.read_text().splitlines())}
-    for name in args.models or names():
-        row = done.get(name) or in_own_process(name, args)
+    console, record, rows = Console(soft_wrap=True), zoo_table.read(args.record), []
+    known = {model for model, _ in record}
+    for name in [n for n in args.models or names() if not (args.missing and n in known)]:
+        row = in_own_process(name, args)
         rows.append(row)
-        if args.json and name not in done:
-            with args.json.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        console.print(("ok    " if passed(row) else "FAIL  ") + " | ".join(cells(row)), highlight=False)
-        if args.markdown:
-            args.markdown.write_text(markdown(rows, args))
-    return 0 if all(map(passed, rows)) else 1
+        if "error" not in row:
+            record.pop((name, None), None)
+        record[zoo_table.key(row)] = row
+        if args.record:
+            zoo_table.write(args.record, in_order(record))
+        console.print(f"{zoo_table.verdict(row):5} " + " | ".join(zoo_table.cells(row)), highlight=False)
+    if args.markdown:
+        missing = [n for n in names() if n not in {model for model, _ in record}]
+        args.markdown.write_text(zoo_table.markdown(in_order(record), examples=EXAMPLES, missing=missing))
+    return 0 if zoo_table.accepted(rows) else 1
 
 
 if __name__ == "__main__":
