@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import PlacementError
-from qat.layers.attention import OpenAttention, open_attention
+from qat.layers.attention import OpenAttention
 from qat.layers.dynamic import DynamicLinear, DynamicProduct
 from qat.layers.dynamic_attention import DynamicAttention
 from qat.layers.dynamic_recurrent import matrices, recurrent_form
 from qat.layers.stored import storable
+from qat.layers.transformer import open_attention
 from qat.placement.layers import (
     Called,
     called_layers,
@@ -70,8 +71,7 @@ def quantize_dynamic(
     recipe, target = QuantRecipe.parse(recipe), Target.parse(target)
     require_able(target, "dynamic quantization")
     require_float(model)
-    root = copy.deepcopy(model).cpu().eval()
-    open_attention(root)
+    root = open_attention(copy.deepcopy(model).cpu().eval())
     calls, examples = called_layers(root, example_inputs)
     left = excluded((*recipe.exclude, *exclude), [call.name for call in calls])
     able = [call for call in calls if _swappable(call.module)]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import ConfigError, PlacementError
-from qat.layers.attention import open_attention
 from qat.layers.stored import storable, with_stored
+from qat.layers.transformer import open_attention
 from qat.placement.layers import called_layers, replaced, require_able, require_float, weight_choices, weight_integers
 from qat.placement.plan import Plan, PlannedOp
 from qat.placement.rules import excluded
@@ -59,8 +59,7 @@ def quantize_weights(
     require_able(target, "weight-only quantization")
     require_packing(recipe, target)
     require_float(model)
-    root = copy.deepcopy(model).cpu().eval()
-    open_attention(root)
+    root = open_attention(copy.deepcopy(model).cpu().eval())
     calls, examples = called_layers(root, example_inputs)
     left = excluded((*recipe.exclude, *exclude), [call.name for call in calls])
     chosen = [call for call in calls if call.name not in left]

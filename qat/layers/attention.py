@@ -63,9 +63,14 @@ class OpenAttention(nn.MultiheadAttention):
         Raises:
             NotImplementedError: for extra key biases (`add_bias_kv`, `add_zero_attn`).
         """
-        if layer.bias_k is not None or layer.add_zero_attn:
+        if not cls.opens(layer):
             raise NotImplementedError("add_bias_kv and add_zero_attn are not opened")
         return adopt(layer, cls)
+
+    @staticmethod
+    def opens(layer: nn.MultiheadAttention) -> bool:
+        """Whether a layer is one without extra keys."""
+        return layer.bias_k is None and not layer.add_zero_attn
 
     def forward(
         self,
@@ -86,7 +91,8 @@ class OpenAttention(nn.MultiheadAttention):
         q, k, v = (self._heads(x) for x in inputs)  # [N, heads, L, d]
         scores = torch.matmul(q * self.head_dim**-0.5, k.transpose(-2, -1))  # [N, heads, L, S]
         if attn_mask is not None:
-            scores = with_mask(scores, attn_mask, keep=False)
+            each = attn_mask.ndim == 3  # [N heads, L, S]
+            scores = with_mask(scores, attn_mask.unflatten(0, (-1, self.num_heads)) if each else attn_mask, keep=False)
         if key_padding_mask is not None:
             scores = with_mask(scores, key_padding_mask.unsqueeze(1).unsqueeze(1), keep=False)
         weights = F.softmax(scores, dim=-1)
@@ -119,15 +125,3 @@ class OpenAttention(nn.MultiheadAttention):
 
     def _heads(self, x: Any) -> Any:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-
-def open_attention(root: nn.Module) -> None:
-    """Replace every `nn.MultiheadAttention` below `root` that can be opened; the others stay whole, and in float."""
-    for name, module in list(root.named_modules()):
-        if type(module) is not nn.MultiheadAttention or not name:
-            continue
-        try:
-            opened = OpenAttention.from_float(module)
-        except NotImplementedError:
-            continue
-        root.set_submodule(name, opened)

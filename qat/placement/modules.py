@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError, PlacementError
 from qat.layers import FakeQuantWeight
-from qat.layers.attention import open_attention
 from qat.layers.standalone import stand_alone
+from qat.layers.transformer import open_attention
 from qat.placement.patterns import WEIGHTED
 from qat.placement.plan import Plan, PlannedOp
 from qat.placement.prepared import PreparedModel, device_of
@@ -75,8 +75,7 @@ def prepare_modules(
         CaptureError: the model rejects the inputs.
         PlacementError: no such layer, or a pattern that matches none.
     """
-    root = copy.deepcopy(model)
-    open_attention(root)
+    root = open_attention(copy.deepcopy(model))
     shapes = _output_shapes(root, args, kwargs)
     names = {name: m for name, m in root.named_modules() if name and not any(True for _ in m.children())}
     left = excluded(exclude, list(names))

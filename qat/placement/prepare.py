@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qat.errors import ConfigError, NumericsError, PlacementError, unknown_name
 from qat.layers.adopt import adopt
-from qat.layers.attention import open_attention
+from qat.layers.transformer import open_attention
 from qat.observers import Observer
 from qat.placement.capture import capture
 from qat.placement.describe import describe
@@ -84,8 +84,7 @@ def prepare(
         patterns = (*recipe.exclude, *exclude)
         return prepare_modules(model, args, kwargs, recipe, target, grids, patterns)
     _require_static(model, (*recipe.exclude, *exclude), leaf_modules)
-    root = copy.deepcopy(model)
-    open_attention(root)
+    root = open_attention(copy.deepcopy(model))
     open_synced(root, args, kwargs)
     captured = capture(root, args, kwargs, leaf_modules)
     for path in captured.norms:

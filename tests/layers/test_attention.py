@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qat.layers.attention import OpenAttention, dot_product_attention, open_attention
+from qat.layers.attention import OpenAttention, dot_product_attention
+from qat.layers.transformer import open_attention
 
 ROUNDING = 1e-6  # float32 sums of at most 16 products of order 1, in another order than torch's closed operator
 
