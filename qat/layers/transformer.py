@@ -31,7 +31,7 @@ class OpenEncoderLayer(nn.TransformerEncoderLayer):
             x = src + self._sa_block(self.norm1(src), src_mask, src_key_padding_mask)
             return x + self._ff_block(self.norm2(x))
         x = self.norm1(src + self._sa_block(src, src_mask, src_key_padding_mask))
-        return self.norm2(x + self._ff_block(x))  # type: ignore[no-any-return]
+        return self.norm2(x + self._ff_block(x))
 
 
 class OpenDecoderLayer(nn.TransformerDecoderLayer):
