@@ -96,7 +96,7 @@ def _share(row: dict[str, Any]) -> str:
     if row["integer"] is None:
         return "not shown"
     if row["delegates"] is not None:
-        return f"{row['delegates']} delegate, {row['float']} kernels outside"
+        return f"{row['integer']} / {row['integer'] + row['float']}, {row['delegates']} delegate"
     return f"{row['integer']} / {row['integer'] + row['float']}"
 
 

@@ -375,7 +375,7 @@ def compare_layers(prepared: PreparedModel, artifact: Artifact, *x: Tensor) -> t
     for site, integers in load(artifact).intermediates(*x).items():
         scale, zero = grids[site]
         mine = (recorder.seen[site].float().cpu() / scale).round() + zero
-        difference = (mine - integers.float()).abs()
+        difference = (mine - integers.float().reshape(mine.shape)).abs()  # linear layers are stored as rows
         off, departed = (float((difference > limit).float().mean()) for limit in (0, 1))
         found.append(Layer(site=site, max_steps=int(difference.max()), off=off, departed=departed))
     return tuple(found)

@@ -18,6 +18,7 @@ from qat.artifact import Artifact, fingerprint
 from qat.errors import ConfigError
 from qat.export.bias import float_biases, with_zero_points
 from qat.export.program import export_program
+from qat.export.rows import as_rows
 from qat.export.xnnpack import for_xnnpack
 from qat.target import Target
 
@@ -81,7 +82,9 @@ def _for_target(model: nn.Module, suffix: str, target: Target | None, inputs: tu
         return with_zero_points(float_biases(model))
     if suffix == ".xml":  # it computes them in float anyway, and needs no scales and operators then
         return float_biases(model)
-    return float_biases(model) if target is not None and target.float_bias and suffix == ".onnx" else model
+    if suffix == ".onnx" and target is not None:
+        return float_biases(model) if target.float_bias else as_rows(model, inputs)
+    return model
 
 
 def _target(trained: Target | None, asked: str | Mapping[str, Any] | Target | None) -> Target | None:

@@ -2,6 +2,7 @@
 
     flatten, view of [N, ...]      reshape to [-1, ...]: a batch size read from the input stays outside
     x[:, :, ::s, ::s]              a depthwise 1 x 1 convolution of stride s with weight 1
+    mean over space, flattened     quantized before it is flattened: it is averaged on integers then
     zero channels before, behind   a 1 x 1 convolution whose weight is a row of the identity, or zero
 
 Such a convolution is exact: its sum is (q - z) * 1, its multiplier s_x * 1 / s_x = 1.
@@ -54,6 +55,8 @@ def _rewritten(model: fx.GraphModule, node: fx.Node, name: str) -> fx.Node | Non
         return _convolution(model, source, torch.ones(channels, 1), stride, channels, name)
     if node.target is F.pad and (before := _channel_padding(node)) is not None:
         return _padded(model, node, before, name)
+    if node.target is OPS.quantize_per_tensor.default and (pooled := _flat_mean(node)) is not None:
+        return _averaged(model, node, pooled)
     return None
 
 
@@ -85,6 +88,24 @@ def _channel_padding(node: fx.Node) -> tuple[int, int] | None:
     if len(_shape(node.args[0])) != 4 or len(width) != 6 or any(width[:4]) or min(width) < 0:
         return None
     return width[4], width[5]
+
+
+def _flat_mean(quantizer: fx.Node) -> fx.Node | None:
+    """The mean over space that a quantizer puts on a grid behind a reshape; None for any other value."""
+    reshaped: Any = quantizer.args[0]
+    if reshaped.target is not torch.reshape or len(reshaped.users) > 1:
+        return None
+    source = reshaped.args[0]
+    return source if source.target is F.adaptive_avg_pool2d and len(source.users) == 1 else None
+
+
+def _averaged(model: fx.GraphModule, quantizer: fx.Node, pooled: fx.Node) -> fx.Node:
+    reshaped: Any = quantizer.args[0]
+    grid, graph = quantizer.args[1:], model.graph
+    integers = graph.call_function(OPS.quantize_per_tensor.default, (pooled, *grid))
+    value = graph.call_function(OPS.dequantize_per_tensor.default, (integers, *grid))
+    flat = graph.call_function(torch.reshape, (value, reshaped.args[1]))
+    return graph.call_function(OPS.quantize_per_tensor.default, (flat, *grid))
 
 
 def _padded(model: fx.GraphModule, node: fx.Node, around: tuple[int, int], name: str) -> fx.Node | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +19,7 @@ from qat.artifact import Artifact
 from qat.errors import ArtifactError
 from qat.runtime.base import Runtime
 from qat.runtime.coverage import Coverage, Executed, Kind
+from qat.runtime.xnnpack import BACKEND, read_delegate
 
 METADATA = "qat_metadata"  # the constant method that says what the file is
 
@@ -54,15 +57,38 @@ class ExecuTorchRuntime(Runtime):
         return found[0].clone()  # the program's own memory, overwritten by the next call
 
     def coverage(self) -> Coverage:
-        """Delegate calls, and the kernels that were left outside them. What XNNPACK runs inside, it does not tell."""
+        """The operators inside each delegate call, and the kernels that were left outside them."""
         program = deserialize_pte_binary(self.artifact.path.read_bytes()).program
         plan = next(p for p in program.execution_plan if p.name == "forward")
         calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
-        delegates = [c for c in calls if isinstance(c, DelegateCall)]
-        operators = [
-            Executed(name=f"call_{i}", op=plan.delegates[c.delegate_index].id, kind=Kind.INTEGER)
-            for i, c in enumerate(delegates)
-        ]
-        for i, call in enumerate(c for c in calls if isinstance(c, KernelCall)):
-            operators.append(Executed(name=f"kernel_{i}", op=plan.operators[call.op_index].name, kind=Kind.FLOAT))
-        return Coverage(runtime=self.name, operators=tuple(operators), delegates=len(delegates))
+        operators: list[Executed] = []
+        made_by: dict[int, str] = {}
+        delegates = 0
+        for i, call in enumerate(calls):
+            if isinstance(call, DelegateCall):
+                delegates += 1
+                handed = plan.delegates[call.delegate_index]
+                payload = bytes(program.backend_delegate_data[handed.processed.index].data)
+                operators += _inside(handed.id, payload, call.args, made_by, f"call_{i}")
+            elif isinstance(call, KernelCall):
+                *reads, written = call.args  # kernels write into their last argument
+                sources = tuple(made_by[value] for value in reads if value in made_by)
+                op = plan.operators[call.op_index].name
+                operators.append(Executed(name=f"kernel_{i}", op=op, kind=Kind.FLOAT, inputs=sources))
+                made_by[written] = f"kernel_{i}"
+        return Coverage(runtime=self.name, operators=tuple(operators), delegates=delegates)
+
+
+def _inside(
+    backend: str, payload: bytes, values: Sequence[int], made_by: dict[int, str], name: str
+) -> tuple[Executed, ...]:
+    """Operators of a delegate call, joined to those that made its inputs; `made_by` learns of its outputs."""
+    if backend != BACKEND:  # it does not tell; what it does not tell is not counted as integers
+        return (Executed(name=name, op=backend, kind=Kind.FLOAT, inputs=tuple(made_by.get(v, "") for v in values)),)
+    delegate = read_delegate(payload, f"{name}.")
+    outside: dict[str, list[str]] = {}
+    for value, readers in zip(values, delegate.inputs, strict=False):
+        for reader in readers:
+            outside.setdefault(reader, []).extend([made_by[value]] if value in made_by else [])
+    made_by.update(zip(values[len(delegate.inputs) :], delegate.outputs, strict=True))
+    return tuple(replace(o, inputs=(*o.inputs, *outside.get(o.name, ()))) for o in delegate.operators)

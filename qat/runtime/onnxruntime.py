@@ -19,6 +19,15 @@ from qat.runtime.coverage import Coverage, Executed, Kind
 
 ort.set_default_logger_severity(3)  # errors only: its warnings concern nodes that it rewrites itself
 
+EIGHT_BITS = {"tensor(uint8)", "tensor(int8)"}
+ELEMENTS = {
+    onnx.TensorProto.UINT8: "tensor(uint8)",
+    onnx.TensorProto.INT8: "tensor(int8)",
+    onnx.TensorProto.FLOAT: "tensor(float)",
+}
+BORDERS = {"QuantizeLinear", "DequantizeLinear", "Cast"}
+UNPACKS = {"MatMulNBits", "GatherBlockQuantized"}  # the constant that they read is packed; they compute in float
+
 
 class OnnxRuntime(Runtime):
     """An ONNX file in an inference session.
@@ -34,6 +43,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, artifact: Artifact, *, optimize: bool = True, threads: int | None = None) -> None:
         super().__init__(artifact)
+        self._optimize = optimize
         self.name = f"onnxruntime {ort.__version__}, optimizations {'on' if optimize else 'off'}"
         self._session = _session(artifact.path.read_bytes(), artifact, optimize, threads)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
@@ -53,37 +63,56 @@ class OnnxRuntime(Runtime):
         return [torch.from_numpy(value) for value in found]
 
     def coverage(self) -> Coverage:
-        """The graph as onnxruntime rewrote it: an operator runs on integers when a quantized value reaches it."""
+        """The graph as onnxruntime rewrote it, by the element types of what each operator reads."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimized.onnx"
             _session(self.artifact.path.read_bytes(), self.artifact, True, None, optimized=path)
-            graph = onnx.load(path).graph
+            model = onnx.load(path)
+        types = self._types(model)
         made_by: dict[str, str] = {}
-        on_integers: set[str] = set()
         operators = []
-        for i, node in enumerate(graph.node):
+        for i, node in enumerate(model.graph.node):
             name = node.name or f"{node.op_type}_{i}"
-            kind = Kind.FLOAT
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                kind = Kind.BORDER
-            elif any(value in on_integers for value in node.input):
-                kind = Kind.INTEGER
-            if kind is Kind.INTEGER or node.op_type == "QuantizeLinear":
-                on_integers.update(node.output)
             sources = tuple(made_by[value] for value in node.input if value in made_by)
-            operators.append(Executed(name=name, op=node.op_type, kind=kind, inputs=sources))
+            reads = {types[value] for value in node.input if value}
+            operators.append(Executed(name=name, op=node.op_type, kind=_kind(node.op_type, reads), inputs=sources))
             made_by |= dict.fromkeys(node.output, name)
         return Coverage(runtime=self.name, operators=tuple(operators))
 
+    def _types(self, model: onnx.ModelProto) -> dict[str, str]:
+        """Element type of every value, as onnxruntime infers it: its own operators are no part of ONNX."""
+        graph = onnx.ModelProto()
+        graph.CopyFrom(model)
+        known = {value.name for value in graph.graph.output}
+        computed = [name for node in graph.graph.node for name in node.output if name and name not in known]
+        graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
+        session = _session(graph.SerializeToString(), self.artifact, False, None)
+        constants = {i.name: ELEMENTS.get(i.data_type, "") for i in graph.graph.initializer}
+        return constants | {value.name: value.type for value in [*session.get_inputs(), *session.get_outputs()]}
+
     def intermediates(self, *x: Tensor) -> dict[str, Tensor]:
-        """The integers of every site, with optimizations off: fused operators do not show them."""
-        return intermediate_integers(self.artifact, *x)
+        """The integers of every site, from the graph that this session runs: with its fusions where it has them."""
+        return intermediate_integers(self.artifact, *x, optimize=self._optimize)
 
 
-def intermediate_integers(artifact: Artifact, *x: Tensor) -> dict[str, Tensor]:
-    """Every value that the artefact stores as integers, by site, with optimizations off.
+def _kind(op: str, reads: set[str]) -> Kind:
+    if op in BORDERS:
+        return Kind.BORDER
+    if reads & EIGHT_BITS and op not in UNPACKS:
+        return Kind.INTEGER
+    return Kind.FLOAT if any("float" in one for one in reads) else Kind.BORDER  # sizes are int64
 
-    The stored file is untouched: a copy in memory gets the values as further outputs.
+
+def intermediate_integers(artifact: Artifact, *x: Tensor, optimize: bool = False) -> dict[str, Tensor]:
+    """Every value that the artefact stores as integers, by site.
+
+    The stored file is untouched: a copy in memory gets the values as further outputs. That leaves onnxruntime's fusions
+    as they are, whose results these values are.
+
+    Args:
+        artifact: an `.onnx` artefact.
+        x: one batch, each input of it in the artefact's order.
+        optimize: with the runtime's optimizations, as deployed, or with none.
     """
     model = onnx.load(artifact.path)
     types = {-1: onnx.TensorProto.INT8, 0: onnx.TensorProto.UINT8}
@@ -94,7 +123,7 @@ def intermediate_integers(artifact: Artifact, *x: Tensor) -> dict[str, Tensor]:
             dtype = zero_points.get(node.input[2], types[0])
             model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], dtype, None))
             names.append(node.output[0])
-    session = _session(model.SerializeToString(), artifact, optimize=False, threads=None)
+    session = _session(model.SerializeToString(), artifact, optimize=optimize, threads=None)
     values = session.run(names, _feed([value.name for value in session.get_inputs()], x))
     return {name.removesuffix("_quantized"): torch.from_numpy(v) for name, v in zip(names, values, strict=True)}
 
