@@ -1,8 +1,8 @@
 """What a checkpoint of quantized training says of itself: the recipe and target under which its ranges mean something.
 
-    checkpoint["qat"] = {format, recipe: name, target: name, settings: {"recipe.weight.bits": 8, ...}}
+    checkpoint["qat"] = {format, recipe: name, target: name, settings: {"recipe.weight.bits": 8, ...}, ranges: {...}}
 
-Plain values only, so that a checkpoint loads without running code.
+Plain values and tensors only, so that a checkpoint loads without running code.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from qat.recipe import QuantRecipe
 from qat.target import Target
 
-FORMAT = 2
+FORMAT = 3  # since 3 a Trainer's checkpoint has its ranges here, not in its state_dict
 KEY = "qat"  # of the entry in a checkpoint
+RANGES = "ranges"  # of the tensors in it, by name; a file of one model alone has them in its state_dict
 
 
 def provenance(recipe: QuantRecipe, target: Target) -> dict[str, Any]:
@@ -61,6 +64,9 @@ def unreadable(saved: object) -> str:
         return f"its entry {KEY!r} names no {' and no '.join(names)}"
     if "settings" in saved and not isinstance(saved["settings"], Mapping):
         return f"its entry {KEY!r} has settings of type {type(saved['settings']).__name__}, not a mapping"
+    ranges = saved.get(RANGES, {})
+    if not isinstance(ranges, Mapping) or not all(isinstance(v, Tensor) for v in ranges.values()):
+        return f"its entry {KEY!r} has {RANGES} that are no tensors by name"
     return ""
 
 

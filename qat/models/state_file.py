@@ -45,7 +45,7 @@ class StateFile:
         path: The file.
         kind: What it was, in words: `plain state dict`, `dict with state_dict`, `Lightning checkpoint`, `safetensors`.
         sha256: Of the file's bytes, in hexadecimal.
-        tensors: Dense CPU tensors by name; at least one.
+        tensors: Dense CPU tensors by name; at least one. The ranges of quantizers are among them.
         about: What the file says of quantized training, its entry `qat`; None where there is none.
     """
 
@@ -85,6 +85,8 @@ def read_state(path: str | Path) -> StateFile:
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
     about = whole.get("qat") if isinstance(whole, Mapping) else None
+    if isinstance(about, Mapping) and isinstance(about.get("ranges"), Mapping) and isinstance(content, Mapping):
+        content = {**content, **about["ranges"]}  # a Trainer's checkpoint has them beside the weights
     return StateFile(
         path=path,
         kind=kind,

@@ -22,6 +22,16 @@ def training_loader(trainer: pl.Trainer) -> Any:
     return trainer.fit_loop._data_source.dataloader()
 
 
+def stage_loader(trainer: pl.Trainer, stage: str) -> Any:
+    """What `trainer.validate`, `test` or `predict` goes through: a loader or a collection of them."""
+    loops: dict[str, Any] = {
+        "validate": trainer.validate_loop,
+        "test": trainer.test_loop,
+        "predict": trainer.predict_loop,
+    }
+    return loops[stage]._data_source.dataloader()
+
+
 def calibration_loader(trainer: pl.Trainer) -> Any:
     """The data module's `calibration_dataloader()`, where it has one; else what is trained on."""
     own = getattr(trainer.datamodule, "calibration_dataloader", None)  # type: ignore[attr-defined]
@@ -29,7 +39,7 @@ def calibration_loader(trainer: pl.Trainer) -> Any:
 
 
 @contextmanager
-def looking_ahead(loader: Any, count: float, limits: list[int | float] | None = None) -> Iterator[Iterator[Any]]:
+def looking_ahead(loader: Any, count: float, limits: list[int | float] | int | None = None) -> Iterator[Iterator[Any]]:
     """The first batches of a loader, or a collection of them; all random state is as before afterwards.
 
     Args:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,13 @@ class QuantizationAwareTraining(pl.Callback):
     # Lightning's hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Prepare before the optimizers are built, and refuse what would only fail when training is over."""
+        """Prepare before the optimizers are built, and refuse what would only fail when training is over.
+
+        For other stages a module is prepared only if a checkpoint of a prepared one is loaded into it.
+        """
         if stage != "fit":
+            prepare = partial(self.preparation.before_loading, trainer, pl_module, stage)
+            look_before_loading(pl_module, self.recipe, self.target, prepare)
             return
         if sum(isinstance(c, QuantizationAwareTraining) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ConfigError("QuantizationAwareTraining is given twice; a Trainer takes one, with modules=[...]")
@@ -251,6 +257,10 @@ class QuantizationAwareTraining(pl.Callback):
     ) -> None:
         """Say in the checkpoint what its quantizers are."""
         checkpoint[KEY] = provenance(self.recipe, self.target)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module's own hooks."""
+        stop_looking(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the module's own hooks, wherever fit ended."""

@@ -112,16 +112,25 @@ class Step(nn.Module):
         module: the LightningModule.
         networks: its networks, by name.
         validation: its `validation_step`, if it has one, instead of its `training_step`.
+        hook: the step itself, by name.
     """
 
-    def __init__(self, module: pl.LightningModule, networks: Mapping[str, nn.Module], *, validation: bool = False):
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        networks: Mapping[str, nn.Module],
+        *,
+        validation: bool = False,
+        hook: str | None = None,
+    ):
         super().__init__()
         self.module = module
         self.own = own_network(module)  # no child of the module's; its graph tells the order of its quantizers
         self.networks = dict(networks)
         # manual optimization needs optimizers before it needs the network, and a validation step needs none
         validation |= not module.automatic_optimization
-        self.hook = "validation_step" if validation and is_overridden("validation_step", module) else "training_step"
+        validates = validation and is_overridden("validation_step", module)
+        self.hook = hook or ("validation_step" if validates else "training_step")
 
     def calls(self, batch: Any) -> dict[str, Call]:
         """What the networks are called with on `batch`."""

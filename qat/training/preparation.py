@@ -3,6 +3,7 @@
     networks there already        in `setup`
     built by configure_model      right after it
     prepared by the caller        left as they are
+    to validate, test, predict    when a checkpoint of a prepared module is loaded
 
 What a network is prepared with is what the module's own step calls it with (calls.py).
 """
@@ -23,12 +24,15 @@ from qat.errors import ConfigError
 from qat.placement import PreparedModel, prepare
 from qat.recipe import QuantRecipe
 from qat.target import Target
-from qat.training.batches import looking_ahead, training_loader
+from qat.training.batches import looking_ahead, stage_loader, training_loader
 from qat.training.calls import Call, Step, evaluating, example_calls
 from qat.training.networks import candidate_networks, find_networks, replace_network
 from qat.training.own import layers_of
+from qat.training.saved import save_apart
 
 logger = logging.getLogger(__name__)
+
+STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,7 @@ class Preparation:
                 placement=self.placement,
             )
             replace_network(pl_module, name, prepared)
+            save_apart(pl_module, name)
             logger.info("prepared %s: %s for %s", name, self.recipe.name, self.target.name)
         return self.prepared(pl_module)
 
@@ -121,6 +126,20 @@ class Preparation:
 
         configure_and_prepare.waits = True  # type: ignore[attr-defined]
         pl_module.configure_model = configure_and_prepare  # type: ignore[method-assign]
+
+    def before_loading(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Prepare a float module for the checkpoint of a prepared one, by the first batch of the stage.
+
+        Args:
+            trainer: whose data tells what the networks are called with.
+            pl_module: holds them.
+            stage: `validate`, `test` or `predict`.
+        """
+        todo = {name: n for name, n in self.find(pl_module).items() if not isinstance(n, PreparedModel)}
+        if todo:
+            with evaluating(pl_module):
+                calls = example_calls(pl_module, todo) or _calls_of_stage(trainer, pl_module, todo, stage)
+            self.apply(pl_module, todo, calls)
 
     def _of_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, single: bool) -> None:
         networks = self.find(pl_module)
@@ -176,6 +195,15 @@ def require_own_layers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
                 "prepared. Let it stand behind QuantizationAwareTraining in callbacks, and find its layers itself; for "
                 "layers of your choice, or with configure_model, call prepare of the callback before fit"
             )
+
+
+def _calls_of_stage(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, networks: Mapping[str, nn.Module], stage: str
+) -> dict[str, Call]:
+    with looking_ahead(stage_loader(trainer, stage), 1, limits=1) as batches:
+        for batch in batches:
+            return Step(pl_module, networks, hook=STEPS[stage]).calls(batch)
+    raise ConfigError(f"the data of {stage} has no batch to prepare the network with; set example_input_array")
 
 
 def _calls_of_first_batch(

@@ -6,7 +6,8 @@ quantizers in the same places   another exclude, or another model, has others
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,19 +17,34 @@ from qat.placement import PreparedModel, quantizers
 from qat.provenance import KEY, differences, unreadable
 from qat.recipe import QuantRecipe
 from qat.target import Target
-from qat.training.own import OWN, prepared_networks
+from qat.training.own import prepared_networks
+from qat.training.saved import join, prefix
 
 LISTED = 5  # names of an error message
 HOOK = "on_load_checkpoint"
 
 
-def look_before_loading(pl_module: pl.LightningModule, recipe: QuantRecipe, target: Target) -> None:
-    """Look at a checkpoint before its tensors are copied: Lightning asks callbacks only afterwards."""
+def look_before_loading(
+    pl_module: pl.LightningModule, recipe: QuantRecipe, target: Target, prepare: Callable[[], None] = lambda: None
+) -> None:
+    """Look at a checkpoint before its tensors are copied: Lightning asks callbacks only afterwards.
+
+    Args:
+        pl_module: takes the checkpoint.
+        recipe: of the run.
+        target: of the run.
+        prepare: prepares the module, if the checkpoint is of a prepared one.
+    """
     stop_looking(pl_module)
-    own = pl_module.on_load_checkpoint
 
     def look(checkpoint: dict[str, Any]) -> None:
+        if KEY in checkpoint:
+            prepare()
+        if prepared_networks(pl_module):
+            require_readable(checkpoint)
+            join(checkpoint)
         require_prepared_alike(pl_module, checkpoint, recipe, target)
+        own = look.own or MethodType(type(pl_module).on_load_checkpoint, pl_module)  # type: ignore[attr-defined]
         own(checkpoint)
 
     look.own = vars(pl_module).get(HOOK)  # type: ignore[attr-defined]
@@ -46,13 +62,19 @@ def stop_looking(pl_module: pl.LightningModule) -> None:
         pl_module.on_load_checkpoint = look.own  # type: ignore[method-assign]
 
 
+def require_readable(checkpoint: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where what a checkpoint says of its ranges cannot be read."""
+    about = checkpoint.get(KEY)
+    if about is not None and (wrong := unreadable(about)):
+        raise ConfigError(f"the checkpoint cannot be resumed here: {wrong}")
+
+
 def require_prepared_alike(
     pl_module: pl.LightningModule, checkpoint: Mapping[str, Any], recipe: QuantRecipe, target: Target
 ) -> None:
     """Raise `ConfigError` where a checkpoint's ranges would mean something else in this module."""
+    require_readable(checkpoint)
     about = checkpoint.get(KEY)
-    if about is not None and (wrong := unreadable(about)):
-        raise ConfigError(f"the checkpoint cannot be resumed here: {wrong}")
     if about and (unlike := differences(about, recipe, target)):
         raise ConfigError(
             f"the checkpoint was trained with recipe {about['recipe']} for target {about['target']}, this run has "
@@ -64,9 +86,9 @@ def require_prepared_alike(
 
 
 def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[str, Any]) -> None:
-    prefix = "" if name == OWN else f"{name}."
-    ours = {f"{prefix}{q}" for q in quantizers(network)}
-    theirs = {q for key in state if key.startswith(prefix) and (q := _quantizer_of(key)) is not None}
+    begin = prefix(name)
+    ours = {f"{begin}{q}" for q in quantizers(network)}
+    theirs = {q for key in state if key.startswith(begin) and (q := _quantizer_of(key)) is not None}
     if theirs == ours:
         return
     sides = {"only in the checkpoint": theirs - ours, "only in this run": ours - theirs}

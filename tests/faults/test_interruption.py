@@ -46,6 +46,8 @@ def require_same(one: Path, other: Path) -> None:
     a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
     assert a["state_dict"].keys() == b["state_dict"].keys()
     assert [k for k, v in a["state_dict"].items() if not torch.equal(v, b["state_dict"][k])] == []
+    assert a["qat"]["ranges"].keys() == b["qat"]["ranges"].keys()
+    assert [k for k, v in a["qat"]["ranges"].items() if not torch.equal(v, b["qat"]["ranges"][k])] == []
     assert (a["epoch"], a["global_step"]) == (b["epoch"], b["global_step"])
 
 

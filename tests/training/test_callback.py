@@ -415,7 +415,7 @@ def test_checkpoint_says_what_it_is(trainer: Trainers, stranger: type, loader: L
     fitted.fit(module, loader, loader)
     fitted.save_checkpoint(path)
     about = torch.load(path, weights_only=True)["qat"]
-    assert (about["format"], about["recipe"], about["target"]) == (2, "w8a8", "onnxruntime")
+    assert (about["format"], about["recipe"], about["target"]) == (3, "w8a8", "onnxruntime")
     assert about["settings"]["recipe.weight.bits"] == 8
     message = (
         r"with recipe w8a8 for target onnxruntime, this run has w8a8_symmetric .*recipe\.activation\.scheme is affine "

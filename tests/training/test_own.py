@@ -131,6 +131,7 @@ def test_equals_the_same_network_as_an_attribute(trainer: Trainers, loader: Load
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")  # it goes on there
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used:UserWarning")
 def test_resumes(trainer: Trainers, loader: Loader, tmp_path: Path) -> None:
     def run(module: Layers, name: str, ckpt: Path | None = None) -> dict[str, Tensor]:
         kept = ModelCheckpoint(tmp_path, name + "{epoch}", save_top_k=-1)
@@ -140,8 +141,14 @@ def test_resumes(trainer: Trainers, loader: Loader, tmp_path: Path) -> None:
         quiet.fit(module, loader, loader, ckpt_path=ckpt)
         return module.state_dict()
 
-    whole = run(Light(), "whole")
-    assert equal(whole, run(Light(), "resumed", tmp_path / "wholeepoch=1.ckpt"))
+    whole, path = run(Light(), "whole"), tmp_path / "wholeepoch=1.ckpt"
+    assert equal(whole, run(Light(), "resumed", path))
+    floats = Light.load_from_checkpoint(path)
+    assert floats.state_dict().keys() == Light().state_dict().keys()
+    fresh = Light()
+    trainer(qat.QuantizationAwareTraining()).test(fresh, loader, ckpt_path=path, verbose=False)
+    assert own_network(fresh) is not None
+    assert fresh.state_dict().keys() == whole.keys()
 
 
 def test_the_network_follows_the_modules_mode(trainer: Trainers, loader: Loader) -> None:

@@ -47,26 +47,109 @@ def tested(stranger: type) -> type:
     return Tested
 
 
-@pytest.mark.filterwarnings("ignore:Found keys that are not in the model state dict:UserWarning")  # the ranges
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
-def test_6457_a_checkpoint_loads(trainer: Trainers, tested: type, loader: Loader, tmp_path: Path) -> None:
-    """Into the float module, into `fit`, and into a module that is prepared."""
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_6457_a_checkpoint_loads(
+    trainer: Trainers, tested: type, loader: Loader, tmp_path: Path, weights_only: bool
+) -> None:
+    """Strictly into the float module, and into a fresh one that the callback prepares on the way."""
+    fitted, module, path = trainer(qat.QuantizationAwareTraining()), tested(), tmp_path / "last.ckpt"
+    fitted.fit(module, loader, loader)
+    fitted.save_checkpoint(path, weights_only=weights_only)
+
+    floats = tested.load_from_checkpoint(path)
+    assert equal(floats.state_dict(), {k: v for k, v in module.state_dict().items() if k in tested().state_dict()})
+
+    fresh = tested()
+    (results,) = trainer(qat.QuantizationAwareTraining()).test(fresh, loader, ckpt_path=path, verbose=False)
+    assert results == fitted.test(module, loader, verbose=False)[0]
+    assert equal(state_of(fresh), state_of(module))
+    assert vars(fresh).keys() - vars(tested()).keys() <= {"_hparams", "on_save_checkpoint", "on_load_checkpoint"}
+
+    (alone,) = trainer().test(module, loader, ckpt_path=path, verbose=False)  # where no callback is
+    assert alone == results
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+def test_6457_into_every_stage(trainer: Trainers, tested: type, loader: Loader, tmp_path: Path) -> None:
+    class Predicts(tested):  # type: ignore[misc,valid-type]
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0])
+
+    fitted, module, path = trainer(qat.QuantizationAwareTraining()), Predicts(), tmp_path / "last.ckpt"
+    fitted.fit(module, loader, loader)
+    fitted.save_checkpoint(path)
+    expected = state_of(module)
+
+    def fresh() -> tuple[pl.Trainer, pl.LightningModule]:
+        return trainer(qat.QuantizationAwareTraining(), max_epochs=2), Predicts()
+
+    quiet, other = fresh()
+    assert quiet.validate(other, [loader], ckpt_path=path, verbose=False)
+    assert equal(state_of(other), expected)
+    quiet, other = fresh()
+    assert len(quiet.predict(other, loader, ckpt_path=path) or ()) == len(loader)
+    assert equal(state_of(other), expected)
+    quiet, other = fresh()
+    quiet.fit(other, loader, loader, ckpt_path=path)
+    assert isinstance(other.model, PreparedModel)
+    assert not equal(state_of(other), expected)
+
+
+def test_6457_what_the_project_prepares_itself_stays_in_its_state(
+    trainer: Trainers, tested: type, tiny_net: type, loader: Loader, tmp_path: Path
+) -> None:
+    class Prepared(tested):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__(network=qat.prepare(tiny_net(), torch.randn(2, 3, 8, 8)))
+
+    fitted, module = trainer(qat.QuantizationAwareTraining()), Prepared()
+    fitted.fit(module, loader, loader)
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
+    assert equal(Prepared.load_from_checkpoint(tmp_path / "last.ckpt").state_dict(), module.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+def test_6457_with_the_ranges_in_its_state(trainer: Trainers, tested: type, loader: Loader, tmp_path: Path) -> None:
+    """As formats 1 and 2 had them."""
     fitted, module, path = trainer(qat.QuantizationAwareTraining()), tested(), tmp_path / "last.ckpt"
     fitted.fit(module, loader, loader)
     fitted.save_checkpoint(path)
-
-    floats = tested.load_from_checkpoint(path, strict=False)
-    assert equal(floats.state_dict(), {k: v for k, v in module.state_dict().items() if k in floats.state_dict()})
-
-    resumed, callback = tested(), qat.QuantizationAwareTraining()
-    trainer(callback, max_epochs=2).fit(resumed, loader, loader, ckpt_path=path)
-    assert isinstance(resumed.model, PreparedModel)
-
+    content = torch.load(path, weights_only=True)
+    content["state_dict"] |= content["qat"].pop("ranges")
+    content["qat"]["format"] = 2
+    torch.save(content, path)
     fresh = tested()
-    callback.prepare(fresh, loader.dataset[0][0][None])
-    (results,) = trainer(callback).test(fresh, loader, ckpt_path=path, verbose=False)
-    assert results == fitted.test(module, loader, verbose=False)[0]
+    trainer(qat.QuantizationAwareTraining()).test(fresh, loader, ckpt_path=path, verbose=False)
     assert equal(state_of(fresh), state_of(module))
+
+
+def test_6457_a_float_checkpoint_leaves_the_module_float(
+    trainer: Trainers, tested: type, loader: Loader, tmp_path: Path
+) -> None:
+    fitted, path = trainer(), tmp_path / "float.ckpt"
+    fitted.fit(tested(), loader, loader)
+    fitted.save_checkpoint(path)
+    fresh = tested()
+    trainer(qat.QuantizationAwareTraining()).test(fresh, loader, ckpt_path=path, verbose=False)
+    assert not isinstance(fresh.model, PreparedModel)
+
+
+def test_6457_a_stage_that_does_not_tell(trainer: Trainers, tested: type, loader: Loader, tmp_path: Path) -> None:
+    class Odd(tested):  # type: ignore[misc,valid-type]
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            raise KeyError("image")
+
+    fitted, path = trainer(qat.QuantizationAwareTraining()), tmp_path / "last.ckpt"
+    fitted.fit(Odd(), loader, loader)
+    fitted.save_checkpoint(path)
+    with pytest.raises(ConfigError, match=r"Odd\.test_step failed before it called 'model'.*set example_input_array"):
+        trainer(qat.QuantizationAwareTraining()).test(Odd(), loader, ckpt_path=path)
+    told = Odd()
+    told.example_input_array = torch.randn(2, 3, 8, 8)
+    with pytest.raises(KeyError, match="image"):  # of the stage itself, which has begun
+        trainer(qat.QuantizationAwareTraining()).test(told, loader, ckpt_path=path)
+    assert isinstance(told.model, PreparedModel)
 
 
 @pytest.mark.runtime
@@ -216,11 +299,15 @@ def test_10968_float_tensors_after_fit(trainer: Trainers, stranger: type, loader
 
 
 def test_16750_the_module_is_left_as_it_was(trainer: Trainers, stranger: type, loader: Loader) -> None:
-    """Nothing is wrapped or patched, so the module copies, pickles and trains again; of integers it knows nothing."""
+    """Nothing is wrapped, so the module copies, pickles and trains again; of integers it knows nothing.
+
+    Besides its network, only what it says in checkpoints is another.
+    """
     module = stranger()
     before = set(vars(module))
     trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader)
-    assert set(vars(module)) - before <= {"_hparams"}  # which Lightning keeps
+    hooks = {"on_save_checkpoint", "on_load_checkpoint"}
+    assert set(vars(module)) - before <= {"_hparams", *hooks}  # the first Lightning keeps
     assert not {torch.int8, torch.uint8} & {value.dtype for value in module.state_dict().values()}
     images = next(iter(loader))[0]
     expected = module.eval()(images)

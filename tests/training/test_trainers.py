@@ -156,7 +156,10 @@ def test_a_fit_that_fails_early_leaves_no_hook(
     before = set(vars(module))
     with pytest.raises((ValueError, ConfigError, FileNotFoundError), match=r"no weights|missing\.ckpt"):
         trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader, ckpt_path=tmp_path / "missing.ckpt")
-    assert not {"on_load_checkpoint", "configure_model"} & (set(vars(module)) - before)
+    left = set(vars(module)) - before
+    assert "configure_model" not in left
+    assert ("on_load_checkpoint" in left) is isinstance(module.model, PreparedModel)  # which says where its ranges are
+    assert not hasattr(module.on_load_checkpoint, "own")  # the callback's look at what is loaded
 
 
 def test_the_modules_own_look_at_a_checkpoint_stays(
@@ -176,6 +179,7 @@ def test_the_modules_own_look_at_a_checkpoint_stays(
     ("about", "message"),
     [
         ({"format": 2, "target": "onnxruntime", "settings": {}}, "its entry 'qat' names no recipe"),
+        ({"format": 3, "recipe": "w8a8", "target": "torch", "ranges": {"a": 1}}, "its entry 'qat' has ranges that"),
         ({"format": 99}, "it has a newer format, 99"),
         ({}, "its entry 'qat' has the format None"),
     ],
