@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qat.bias_correction import Norm, weighted_in_order
+from qat.bias_correction import Norm, require_graph, weighted_in_order
 from qat.calibrate import forward
 from qat.errors import CalibrationError, ConfigError, PlacementError
 from qat.functional.adaround import beta_at, penalty, soft_step, soft_weight, undecided
@@ -57,12 +57,13 @@ def adaround(
         seed: of the order of examples.
 
     Raises:
-        PlacementError: not a prepared model.
+        PlacementError: not a prepared model, or one without a graph.
         CalibrationError: no batch, or ranges that were never observed.
         ConfigError: a quantizer that does not round its weight itself.
     """
     if not isinstance(prepared, PreparedModel):
         raise PlacementError(f"adaround needs a model from qat.prepare, got {type(prepared).__name__}")
+    require_graph(prepared, "adaround")
     kept = list(islice(batches, max_batches))
     if not kept:
         raise CalibrationError("adaround saw no batch; pass at least one, e.g. a DataLoader")

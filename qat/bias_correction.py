@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qat.calibrate import forward
 from qat.errors import CalibrationError, PlacementError
 from qat.layers import FakeQuantLinear, FakeQuantWeight
+from qat.placement.modules import PreparedModules
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.switches import fake_quant
 
@@ -37,11 +38,12 @@ def correct_biases(prepared: PreparedModel, batches: Iterable[Any], *, max_batch
         max_batches: use so many.
 
     Raises:
-        PlacementError: not a prepared model.
+        PlacementError: not a prepared model, or one without a graph.
         CalibrationError: no batch, or ranges that were never observed.
     """
     if not isinstance(prepared, PreparedModel):
         raise PlacementError(f"bias correction needs a model from qat.prepare, got {type(prepared).__name__}")
+    require_graph(prepared, "bias correction")
     kept = list(islice(batches, max_batches))
     if not kept:
         raise CalibrationError("bias correction saw no batch; pass at least one, e.g. a DataLoader")
@@ -71,6 +73,14 @@ def correct_biases(prepared: PreparedModel, batches: Iterable[Any], *, max_batch
         for quantizer, was in enabled.items():
             quantizer.enabled = was
     return tuple(without)
+
+
+def require_graph(prepared: PreparedModel, what: str) -> None:
+    """Raise `PlacementError` for a model that was prepared by modules: it does not say which layer follows which."""
+    if isinstance(prepared, PreparedModules):
+        raise PlacementError(
+            f"{what} goes along the graph of {prepared.plan.model}, and placement=modules has none; use placement=graph"
+        )
 
 
 def weighted_in_order(prepared: PreparedModel) -> dict[FakeQuantWeight, tuple[str, Norm | None]]:

@@ -102,3 +102,13 @@ def test_what_it_refuses(small_net, images):
         adaround(qat.prepare(small_net, images), [images])
     with pytest.raises(ConfigError, match=r"stem\.weight_quantizer rounds a tanh of its weight"):
         adaround(calibrated(small_net, images, "w4a4_dorefa"), [images])
+
+
+def test_without_a_graph(small_net, images):
+    """It would return having done nothing."""
+    model = qat.prepare(small_net, images, "w8a8", placement="modules")
+    qat.calibrate(model, [images])
+    with pytest.raises(
+        PlacementError, match="adaround goes along the graph of SmallNet, and placement=modules has none"
+    ):
+        adaround(model, [images])

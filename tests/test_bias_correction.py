@@ -79,3 +79,13 @@ def test_what_it_refuses(prepared, small_net, images):
         correct_biases(small_net, [images])
     with pytest.raises(CalibrationError, match="never observed"):
         correct_biases(qat.prepare(small_net, images), [images])
+
+
+def test_without_a_graph(small_net, images):
+    """It would return having done nothing."""
+    model = qat.prepare(small_net, images, "w8a8", placement="modules")
+    qat.calibrate(model, [images])
+    with pytest.raises(
+        PlacementError, match="bias correction goes along the graph of SmallNet, and placement=modules has none"
+    ):
+        correct_biases(model, [images])

@@ -108,7 +108,8 @@ def read_helpers(cfg: DictConfig) -> Helpers:
     """The helpers that `qat` asks for.
 
     Raises:
-        ConfigError: a wrong value or key; statistics to measure after a training that there is none of.
+        ConfigError: a wrong value or key; statistics to measure after a training that there is none of; what needs a
+            graph, without one.
     """
     for key in ("equalize", "correct_biases"):
         if not isinstance(cfg.qat[key], bool):
@@ -129,6 +130,12 @@ def read_helpers(cfg: DictConfig) -> Helpers:
             if key not in known:
                 raise ConfigError(unknown_name("key of qat.adaround", str(key), known))
         rounding = Rounding(**given)
+    along = [f"qat.{key}" for key in ("equalize", "adaround", "correct_biases") if cfg.qat[key] not in (None, False)]
+    if along and cfg.placement == "modules":
+        raise ConfigError(
+            f"{' and '.join(along)}: these go along the graph of the model, and placement=modules has none; leave them "
+            "out, or use placement=graph"
+        )
     return Helpers(
         equalize=cfg.qat.equalize, rounding=rounding, correct_biases=cfg.qat.correct_biases, reestimate_bn=count
     )

@@ -99,6 +99,14 @@ def test_read_from_the_config() -> None:
         (["qat.adaround={images: 0}"], r"need qat.adaround.images >= 1, a whole number, got 0"),
         (["qat.equalize=2"], r"need qat.equalize=true or false, got 2"),
         (["qat.reestimate_bn=-1"], r"need qat.reestimate_bn >= 0, a number of batches, got -1"),
+        (
+            ["qat.adaround={}", "placement=modules"],
+            r"qat.adaround: these go along the graph .*placement=modules has none",
+        ),
+        (
+            ["qat.equalize=true", "qat.correct_biases=true", "placement=modules"],
+            r"qat.equalize and qat.correct_biases: these go along the graph",
+        ),
         (["qat.reestimate_bn=5", "qat.epochs=0"], r"qat.reestimate_bn=5 has no effect without training"),
     ],
 )
