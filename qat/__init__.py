@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qat.dynamic import quantize_dynamic
     from qat.equalize import equalize
     from qat.export import export
+    from qat.keep_zeros import keep_zeros
     from qat.placement import Plan, PreparedModel, prepare, quantizers
     from qat.recipe import QuantRecipe
     from qat.reestimate import reestimate_batchnorm
@@ -57,6 +58,7 @@ __all__ = [
     "export",
     "fake_quant",
     "freeze_batchnorm",
+    "keep_zeros",
     "observers",
     "prepare",
     "quantize_dynamic",
@@ -76,6 +78,7 @@ _ROOMS = {
     "dynamic": ("quantize_dynamic",),
     "equalize": ("equalize",),
     "export": ("export",),
+    "keep_zeros": ("keep_zeros",),
     "placement": ("Plan", "PreparedModel", "prepare", "quantizers"),
     "recipe": ("QuantRecipe",),
     "reestimate": ("reestimate_batchnorm",),

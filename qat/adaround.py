@@ -9,7 +9,6 @@ reads the learned integers; scales must not move afterwards. For post-training q
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -24,7 +23,7 @@ from qat.errors import CalibrationError, ConfigError, PlacementError
 from qat.functional.adaround import beta_at, penalty, soft_step, soft_weight, undecided
 from qat.functional.affine import broadcast
 from qat.functional.ste import IDENTITY, Clamp
-from qat.layers import FakeQuantLinear, FakeQuantWeight
+from qat.layers import FakeQuantLinear, FakeQuantWeight, pruned
 from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.quantizers import DoReFa
@@ -71,7 +70,7 @@ def adaround(
         quantizer.require_calibrated(name)
         if isinstance(quantizer, DoReFa):
             raise ConfigError(f"{name} rounds a tanh of its weight; adaround needs another weight quantizer")
-    baseline = copy.deepcopy(prepared).eval()
+    baseline = cast(PreparedModel, pruned.copied(prepared)).eval()
     fake_quant(baseline, enabled=False)
     targets = {name: layer for layer, (name, _) in weighted_in_order(baseline).items()}
     modes = {module: module.training for module in prepared.modules()}
@@ -106,7 +105,9 @@ class _Layer:
             folds = layer.norm_eps is not None and norm is not None
             self.factor = layer.fold(norm.weight, cast(Tensor, norm.running_var)) if folds and norm else torch.ones(())
             self.factor = self.factor.to(layer.weight.device)
-            self.weight = (layer.weight * self.factor).detach()
+            self.weight = (layer.kept_weight() * self.factor).detach()
+            mask = layer._buffers.get(pruned.MASK)
+            self.kept = torch.ones_like(self.weight) if mask is None else mask
             self.scale = broadcast(quantizer.scale.detach().clone(), self.weight, quantizer.spec.axis)
 
     def output(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -128,7 +129,8 @@ class _Layer:
         with torch.enable_grad():
             for step in range(iterations):
                 chosen = torch.randperm(len(x), generator=generator)[:batch_size].to(x.device)
-                error = self.output(x[chosen], soft_weight(self.weight, v, self.scale, *ends)) - y[chosen]
+                rounded = self.kept * soft_weight(self.weight, v, self.scale, *ends)
+                error = self.output(x[chosen], rounded) - y[chosen]
                 channels = error.shape[-1] if isinstance(self.layer, FakeQuantLinear) else error.shape[1]
                 loss = error.square().mean() * channels  # sum over channels, mean over all else
                 beta = beta_at(step / iterations)
@@ -138,9 +140,11 @@ class _Layer:
                 optimizer.step()
         with torch.no_grad():
             decided = (soft_step(v) > 0.5).to(v.dtype)
-            steps = ((self.weight / self.scale).floor() + decided).clamp(*ends)
+            steps = self.kept * ((self.weight / self.scale).floor() + decided).clamp(*ends)
             nearest = (self.weight / self.scale).round().clamp(*ends)
-            self.layer.weight.copy_(steps * self.scale / self.factor)
+            cast(Tensor, self.layer._parameters.get("weight_orig", self.layer.weight)).copy_(
+                steps * self.scale / self.factor
+            )
         return float((steps != nearest).float().mean())
 
 

@@ -9,7 +9,6 @@ so that a runtime can take each operator with its own pair. An activation that t
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from qat.layers import (
     FakeQuantFunction,
     FakeQuantLinear,
     FakeQuantWeight,
+    pruned,
 )
 from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.layers.integer import IntegerLayer
@@ -105,7 +105,7 @@ def _integer_modules(prepared: PreparedModules) -> Any:
     for name, module in prepared.named_modules():
         if isinstance(module, FakeQuantize):
             module.require_calibrated(name)
-    root = copy.deepcopy(prepared)._root[0]
+    root = cast(PreparedModules, pruned.copied(prepared, masks=False))._root[0]
     for name, layer in list(root.named_modules()):
         if not isinstance(layer, FakeQuantWeight):
             continue
@@ -267,7 +267,9 @@ class _Converter:
     def _copy(self, node: fx.Node) -> fx.Node:
         """The node as it is, in float."""
         if node.op == "call_module":
-            self._attach(str(node.target), _without_quantizers(copy.deepcopy(self.modules[str(node.target)])))
+            self._attach(
+                str(node.target), _without_quantizers(pruned.copied(self.modules[str(node.target)], masks=False))
+            )
         return self.graph.node_copy(node, self._read)
 
     def _moved(self, node: fx.Node, like: OnGrid) -> Value:
@@ -462,18 +464,18 @@ def folded(layer: FakeQuantWeight, norm: nn.Module | None) -> tuple[Tensor, Tens
         norm: the BatchNorm that follows, None for none.
     """
     quantizer = layer.weight_quantizer
-    bias = layer.bias
+    weight, bias = layer.kept_weight(), layer.bias
     if norm is None:
-        return quantizer.integers(layer.weight), quantizer.scale.clone(), bias
+        return quantizer.integers(weight), quantizer.scale.clone(), bias
     norm = cast(Norm, norm)
     var, mean = cast(Tensor, norm.running_var), cast(Tensor, norm.running_mean)
     gamma, beta = affine_of(norm)
     factor = fold_factor(gamma, var, norm.eps)
     new_bias = fold_bias(bias, mean, beta, factor)
     if quantizer.shape:
-        q, scale = fold_integers(quantizer.integers(layer.weight), quantizer.scale, factor)
+        q, scale = fold_integers(quantizer.integers(weight), quantizer.scale, factor)
     else:
-        q, scale = quantizer.integers(layer.weight * layer.fold(gamma, var)), quantizer.scale.clone()
+        q, scale = quantizer.integers(weight * layer.fold(gamma, var)), quantizer.scale.clone()
     return q, scale, new_bias
 
 

@@ -7,7 +7,6 @@ transformers and recurrent networks. Convolutions are better served by static ra
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import PlacementError
+from qat.layers import pruned
 from qat.layers.attention import OpenAttention
 from qat.layers.dynamic import DynamicLinear, DynamicProduct
 from qat.layers.dynamic_attention import DynamicAttention
@@ -71,7 +71,7 @@ def quantize_dynamic(
     recipe, target = QuantRecipe.parse(recipe), Target.parse(target)
     require_able(target, "dynamic quantization")
     require_float(model)
-    root = open_attention(copy.deepcopy(model).cpu().eval())
+    root = open_attention(pruned.copied(model, masks=False).cpu().eval())
     calls, examples = called_layers(root, example_inputs)
     left = excluded((*recipe.exclude, *exclude), [call.name for call in calls])
     able = [call for call in calls if _swappable(call.module)]

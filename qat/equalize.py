@@ -6,7 +6,6 @@ one scale per weight, and for activations. With a scale per output channel there
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from qat.functional.equalization import by_input, factors, input_range, output_range
 from qat.functional.folding import fold_factor
 from qat.functional.ste import RELU
+from qat.layers import pruned
 from qat.placement.capture import capture
 from qat.placement.patterns import Role, clamp_of, role_of
 from qat.placement.prepared import device_of
@@ -47,7 +47,7 @@ def equalize(
         example_inputs: one input tensor, or the tuple of positional inputs.
         sweeps: at most so many times over all pairs; a layer may stand in two.
     """
-    root = copy.deepcopy(model)
+    root = pruned.copied(model)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     args = two_examples(args, device_of(root))
     graph = capture(root, args, {}).eval
@@ -61,6 +61,7 @@ def equalize(
         changes = [_equalize(modules, pair) for pair in pairs]
         if all(change < ENOUGH for change in changes):
             break
+    pruned.hand_back(root)
     return root, pairs
 
 

@@ -6,7 +6,6 @@ stored two to a byte. No calibration and no training.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.errors import ConfigError, PlacementError
+from qat.layers import pruned
 from qat.layers.stored import storable, with_stored
 from qat.layers.transformer import open_attention
 from qat.placement.layers import called_layers, replaced, require_able, require_float, weight_choices, weight_integers
@@ -59,7 +59,7 @@ def quantize_weights(
     require_able(target, "weight-only quantization")
     require_packing(recipe, target)
     require_float(model)
-    root = open_attention(copy.deepcopy(model).cpu().eval())
+    root = open_attention(pruned.copied(model, masks=False).cpu().eval())
     calls, examples = called_layers(root, example_inputs)
     left = excluded((*recipe.exclude, *exclude), [call.name for call in calls])
     chosen = [call for call in calls if call.name not in left]

@@ -46,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reestimate": {"errors", "placement", "switches", "calibrate"},
     "bias_correction": {"errors", "layers", "placement", "switches", "calibrate"},
     "adaround": NUMERICS | {"placement", "switches", "calibrate", "bias_correction"},
-    "equalize": {"errors", "functional", "placement"},
+    "equalize": {"errors", "functional", "layers", "placement"},
+    "keep_zeros": {"errors", "layers"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"inputs", "artifact", "runtime"},
@@ -62,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorder": WORDS | NUMERICS | VERBS | {"inputs", "report", "runtime"},
     "settings": {"errors"},
 }
-HELPERS = {"adaround", "bias_correction", "equalize", "reestimate"}  # of post-training quantization
+HELPERS = {"adaround", "bias_correction", "equalize", "keep_zeros", "reestimate"}  # of post-training quantization
 MAY_IMPORT["__init__"] = (
     WORDS | VERBS | HELPERS | {"dynamic", "weight_only", "artifact", "export", "verify", "training"}
 )  # what `import qat` offers

@@ -50,16 +50,32 @@ class FakeQuantWeight(nn.Module):
         factor = torch.where(factor.abs() < tiny, torch.full_like(factor, tiny), factor)
         return factor.view(-1, *[1] * (self.weight.ndim - 1))
 
+    def kept_weight(self) -> Tensor:
+        """The weight before its quantizer: zero where it is pruned (pruned.py)."""
+        mask = self._buffers.get("weight_mask")
+        if mask is None:
+            return self.weight
+        pruned = self._parameters.get("weight_orig")  # by torch, after it was prepared
+        return (self.weight if pruned is None else pruned) * mask
+
     def quantized_weight(self, norm_weight: Tensor | None = None, norm_var: Tensor | None = None) -> Tensor:
         """The weight as the integers say it, shape and dtype of `weight`."""
+        weight = self.kept_weight()
         if norm_var is None:
-            return self.weight_quantizer(self.weight)
+            return self.weight_quantizer(weight)
         factor = self.fold(norm_weight, norm_var)
         if not self.weight_quantizer.enabled:  # w * f / f is not w to the last bit
             if self.weight_quantizer.learning:
-                self.weight_quantizer.observe(self.weight * factor)
-            return self.weight
-        return self.weight_quantizer(self.weight * factor) / factor
+                self.weight_quantizer.observe(weight * factor)
+            return weight
+        return self.weight_quantizer(weight * factor) / factor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """That of a pruned float layer too, which has `weight_orig`."""
+        orig, mask = f"{prefix}weight_orig", f"{prefix}weight_mask"
+        if orig in state_dict and "weight_orig" not in self._parameters and "weight_mask" in self._buffers:
+            state_dict[f"{prefix}weight"] = state_dict.pop(orig) * state_dict[mask]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def integer_bias(self, input_scale: Tensor | None) -> Tensor | None:
         """The bias `[C_out]` as an int32 at scale `input_scale * s_w` says it; as it is while quantizers are off."""

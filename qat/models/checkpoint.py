@@ -20,6 +20,7 @@ from qat.models.fit import Fit, shapes_of
 from qat.models.keys import Translation, check_rename, heads, nearest, translate
 from qat.models.spelling import is_quantizer
 from qat.models.state_file import StateFile, listing, read_state
+from qat.models.unmasked import unmasked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class LoadReport:
         head: The model's tensors that were left as initialised, as asked.
         quantizers: The checkpoint's keys that belong to quantizers, which the model does not have.
         cast: Float types that were cast to the model's, e.g. `float16`.
+        masks: Masks of pruned weights that were multiplied into them, as the model has none.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class LoadReport:
     head: tuple[str, ...]
     quantizers: tuple[str, ...]
     cast: tuple[str, ...]
+    masks: int = 0
 
     def __str__(self) -> str:
         """E.g. `loaded 97 of 97 tensors from x.th (dict with state_dict; prefix 'module.' stripped)`."""
@@ -65,6 +68,7 @@ class LoadReport:
         notes += [f"renamed {old} -> {new or repr('')}" for old, new in self.renamed.items()]
         notes += [f"new head {', '.join(self.head)}"] if self.head else []
         notes += [f"cast from {', '.join(self.cast)}"] if self.cast else []
+        notes += [f"{self.masks} masks of pruned weights applied"] if self.masks else []
         counts = {
             "missing": self.missing,
             "unexpected": self.unexpected,
@@ -120,6 +124,7 @@ def load_state(
     renames = check_rename(rename)
     # the state dict's tensors share memory with the model's
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state, masks = unmasked(state, own)
     shapes, wanted = shapes_of(state.tensors), shapes_of(own)
     found = translate(shapes, wanted, renames)
     _check_rename_applies(state, found)
@@ -151,6 +156,7 @@ def load_state(
         head=tuple(key for key in own if key in head),
         quantizers=found.quantizers,
         cast=tuple(sorted({_dtype(value.dtype) for value, dtype in pairs.values() if value.dtype != dtype})),
+        masks=masks,
     )
 
 

@@ -44,6 +44,10 @@ def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Cla
         loaded = load_float(model, cfg.init_from, rename=rename, strict=cfg.init_strict, head=head)
         log.info("%s", loaded)
         start["sha256"] = loaded.sha256
+        if loaded.masks and cfg.task == "qat" and not cfg.qat.keep_zeros:
+            log.warning(
+                "%d masks in %s, and training moves zeros: qat.keep_zeros=true keeps them", loaded.masks, loaded.path
+            )
     if (cfg.init_from is not None or source.weights) and not head:
         return module
     produced_by = {

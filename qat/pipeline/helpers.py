@@ -1,6 +1,7 @@
 """What improves a calibrated model without training it, from `qat`: before it is prepared, and after ranges are set.
 
 equalize          weights of consecutive layers share their range          qat.equalize
+keep_zeros        what pruning has set to zero stays zero                  qat.keep_zeros
 adaround          each weight learns whether to round up or down           qat.adaround
 correct_biases    the mean error of rounding goes out of the biases        qat.correct_biases
 reestimate_bn     BatchNorm's statistics under the deployed weights        qat.reestimate_bn, after training
@@ -20,6 +21,7 @@ from qat.adaround import adaround
 from qat.bias_correction import correct_biases
 from qat.equalize import equalize
 from qat.errors import ConfigError, unknown_name
+from qat.keep_zeros import keep_zeros
 from qat.placement.prepared import PreparedModel
 from qat.reestimate import reestimate_batchnorm
 from qat.settings import plain, reading
@@ -55,18 +57,18 @@ class Helpers:
     """What a run does besides calibration and training; see the head of this file."""
 
     equalize: bool = False
+    keep_zeros: bool = False
     rounding: Rounding | None = None
     correct_biases: bool = False
     reestimate_bn: int = 0
 
     def before(self, model: nn.Module, example: Tensor) -> nn.Module:
         """The float model to prepare."""
-        if not self.equalize:
-            return model
-        model, pairs = equalize(model, example)
-        if not pairs:
-            log.warning("qat.equalize has no effect: no two layers of %s follow each other", type(model).__name__)
-        return model
+        if self.equalize:
+            model, pairs = equalize(model, example)
+            if not pairs:
+                log.warning("qat.equalize has no effect: no two layers of %s follow each other", type(model).__name__)
+        return keep_zeros(model) if self.keep_zeros else model
 
     def calibrated(self, prepared: PreparedModel, batches: Iterable[Batch], count: int) -> None:
         """Work on a model with ranges, in place.
@@ -111,7 +113,7 @@ def read_helpers(cfg: DictConfig) -> Helpers:
         ConfigError: a wrong value or key; statistics to measure after a training that there is none of; what needs a
             graph, without one.
     """
-    for key in ("equalize", "correct_biases"):
+    for key in ("equalize", "keep_zeros", "correct_biases"):
         if not isinstance(cfg.qat[key], bool):
             raise ConfigError(f"need qat.{key}=true or false, got {cfg.qat[key]!r}")
     count = cfg.qat.reestimate_bn
@@ -137,5 +139,9 @@ def read_helpers(cfg: DictConfig) -> Helpers:
             "out, or use placement=graph"
         )
     return Helpers(
-        equalize=cfg.qat.equalize, rounding=rounding, correct_biases=cfg.qat.correct_biases, reestimate_bn=count
+        equalize=cfg.qat.equalize,
+        keep_zeros=cfg.qat.keep_zeros,
+        rounding=rounding,
+        correct_biases=cfg.qat.correct_biases,
+        reestimate_bn=count,
     )

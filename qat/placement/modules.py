@@ -6,7 +6,6 @@ additions between the layers stay in float, as does every layer's output.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError, PlacementError
-from qat.layers import FakeQuantWeight
+from qat.layers import FakeQuantWeight, pruned
 from qat.layers.standalone import stand_alone
 from qat.layers.transformer import open_attention
 from qat.placement.patterns import WEIGHTED
@@ -75,7 +74,7 @@ def prepare_modules(
         CaptureError: the model rejects the inputs.
         PlacementError: no such layer, or a pattern that matches none.
     """
-    root = open_attention(copy.deepcopy(model))
+    root = open_attention(pruned.copied(model))
     shapes = _output_shapes(root, args, kwargs)
     names = {name: m for name, m in root.named_modules() if name and not any(True for _ in m.children())}
     left = excluded(exclude, list(names))
@@ -102,13 +101,18 @@ def prepare_modules(
             f"nothing to quantize in {type(model).__name__}: it calls no convolution and no linear layer, or all are "
             "excluded"
         )
+    pruned.hand_back(root)
     plan = Plan(
         model=type(model).__name__,
         recipe=recipe.name,
         target=target.name,
         ops=tuple(ops),
         grids=(("weights", str(grids.weight)), ("inputs of layers", str(grids.activation))),
-        notes=(*grids.notes, "placement=modules: each layer on its own, everything between them in float"),
+        notes=(
+            *grids.notes,
+            "placement=modules: each layer on its own, everything between them in float",
+            *pruned.notes(root),
+        ),
     )
     examples = tuple(x.cpu() if isinstance(x, Tensor) else x for x in (*args, *kwargs.values()))
     about = {"plan": plan, "recipe": recipe, "target": target, "numerics": grids, "example_inputs": examples}

@@ -6,14 +6,15 @@ subclasses under the same names → rewrite the graphs to call them → write do
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qat.errors import ConfigError, NumericsError, PlacementError, unknown_name
+from qat.layers import pruned
 from qat.layers.adopt import adopt
 from qat.layers.transformer import open_attention
 from qat.observers import Observer
@@ -84,7 +85,7 @@ def prepare(
         patterns = (*recipe.exclude, *exclude)
         return prepare_modules(model, args, kwargs, recipe, target, grids, patterns)
     _require_static(model, (*recipe.exclude, *exclude), leaf_modules)
-    root = open_attention(copy.deepcopy(model))
+    root = open_attention(pruned.copied(model))
     open_synced(root, args, kwargs)
     captured = capture(root, args, kwargs, leaf_modules)
     for path in captured.norms:
@@ -115,6 +116,8 @@ def prepare(
     ]
     Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs]).run()
     close_synced(root)
+    pruned.hand_back(root)
+    plan = replace(plan, notes=(*plan.notes, *pruned.notes(root)))
     return PreparedModel(
         root,
         {True: captured.train, False: captured.eval},

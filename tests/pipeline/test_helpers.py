@@ -68,6 +68,16 @@ def test_equalizing_leaves_what_the_model_computes() -> None:
     torch.testing.assert_close(model.eval()(batches()[0][0]), net(batches()[0][0]), rtol=1e-4, atol=1e-5)
 
 
+def test_zeros_are_kept_behind_equalization() -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    with torch.no_grad():
+        net.two.weight[:, ::2] = 0.0
+    model = Helpers(equalize=True, keep_zeros=True).before(net, batches()[0][0])
+    prepared = qat.prepare(model, batches()[0][0])
+    assert torch.equal(prepared.two.weight_mask, (net.two.weight != 0).float())
+
+
 def test_statistics_are_those_of_the_batches() -> None:
     _, model = prepared(Helpers())
     seen = []
@@ -85,9 +95,15 @@ def test_images_are_counted_whole_batches_are_not() -> None:
 
 def test_read_from_the_config() -> None:
     assert read_helpers(config()) == Helpers()
-    cfg = config("qat.equalize=true", "qat.adaround={images: 10}", "qat.correct_biases=true", "qat.reestimate_bn=7")
+    cfg = config(
+        "qat.equalize=true",
+        "qat.keep_zeros=true",
+        "qat.adaround={images: 10}",
+        "qat.correct_biases=true",
+        "qat.reestimate_bn=7",
+    )
     assert read_helpers(cfg) == Helpers(
-        equalize=True, rounding=Rounding(images=10), correct_biases=True, reestimate_bn=7
+        equalize=True, keep_zeros=True, rounding=Rounding(images=10), correct_biases=True, reestimate_bn=7
     )
 
 
@@ -97,6 +113,7 @@ def test_read_from_the_config() -> None:
         (["qat.adaround=true"], r"qat.adaround needs a mapping such as .*, got True"),
         (["qat.adaround={image: 3}"], r"unknown key of qat.adaround 'image'. Did you mean images"),
         (["qat.adaround={images: 0}"], r"need qat.adaround.images >= 1, a whole number, got 0"),
+        (["qat.keep_zeros=yes please"], r"need qat.keep_zeros=true or false, got 'yes please'"),
         (["qat.equalize=2"], r"need qat.equalize=true or false, got 2"),
         (["qat.reestimate_bn=-1"], r"need qat.reestimate_bn >= 0, a number of batches, got -1"),
         (

@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
 import qat
@@ -256,6 +257,17 @@ def test_11047_with_pruning(trainer: Trainers, stranger: type, loader: Loader) -
     integers = module.model.conv.weight_quantizer.integers(module.model.conv.weight)
     assert (integers == 0).float().mean() >= zeros
     assert qat.convert(module.model)(next(iter(loader))[0]).shape == (8, 4)
+
+
+def test_11047_with_a_float_model_that_is_pruned(trainer: Trainers, stranger: type, loader: Loader) -> None:
+    module = stranger()
+    prune.random_unstructured(module.model.conv, "weight", 0.5)
+    module(next(iter(loader))[0]).sum().backward()
+    mask = module.model.conv.weight_mask.clone()
+    trainer(qat.QuantizationAwareTraining(), max_epochs=2).fit(module, loader, loader)
+    integers = dict(qat.convert(module.model).named_buffers())["conv.weight"]
+    assert (integers[mask == 0] == 0).all()
+    assert (integers[mask == 1] != 0).float().mean() > 0.9
 
 
 def test_11047_pruning_of_what_was_replaced(trainer: Trainers, stranger: type, loader: Loader) -> None:
