@@ -184,7 +184,8 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
         ours = {name: of for name, of in found.items() if name.startswith(family)}
         kept = [line for line in block_of(path, block).splitlines() if line and not line.startswith("|")]
         machines = "\n".join(dict.fromkeys([*kept, *about(ours)]))
-        replace_block(path, block, f"{table(HEADERS[family], rows)}\n\n{machines}".rstrip())
+        if rows:
+            replace_block(path, block, f"{table(HEADERS[family], rows)}\n\n{machines}")
 
 
 def block_of(path: Path, name: str) -> str:

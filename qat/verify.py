@@ -9,7 +9,6 @@ middle between two integers may fall to either side.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from qat.calibrate import labels_of
 from qat.convert import OPS, convert
 from qat.errors import ArtifactError, DataError, NumericsError, ParityError
 from qat.inputs import Inputs
+from qat.layers import pruned
 from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
 from qat.runtime import Runtime, load
 from qat.runtime.coverage import Coverage
@@ -290,7 +290,7 @@ def _stages(
     base = on_device(prepared)
     stages: dict[str, tuple[Run, bool]] = {}
     if float_model is not None:
-        stages["float"] = (on_device(copy.deepcopy(float_model).to(device).eval()), False)
+        stages["float"] = (on_device(pruned.copied(float_model, masks=False).to(device).eval()), False)
     stages["prepared, fake-quant off"] = (switched_off, False)
     stages[FAKE_QUANT] = (base, False)
     stages["integer reference (torch)"] = (on_device(integer), True)

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_zeros": {"errors", "layers"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
-    "verify": WORDS | VERBS | {"inputs", "artifact", "runtime"},
+    "verify": WORDS | VERBS | {"inputs", "layers", "artifact", "runtime"},
     "ladder": {"errors", "inputs", "calibrate", "verify"},
     "audit": {"errors", "artifact", "convert", "export", "runtime"},
     "training": WORDS | NUMERICS | VERBS | {"inputs", "artifact", "files", "export", "models", "verify", "provenance"},

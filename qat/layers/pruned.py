@@ -81,7 +81,7 @@ def notes(root: nn.Module) -> tuple[str, ...]:
     if not kept:
         return ()
     share = sum(int((mask == 0).sum()) for mask in kept) / sum(mask.numel() for mask in kept)
-    return (f"pruned: {len(kept)} layers keep their masks, and {100 * share:.1f} % of their weights are zero",)
+    return (f"masks kept: {len(kept)}; {100 * share:.1f} % of the weights under them are zero",)
 
 
 def zeros_of(module: nn.Module) -> Tensor | None:

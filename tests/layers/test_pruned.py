@@ -53,7 +53,7 @@ def test_switched_off_it_is_the_pruned_model(
     prepared = qat.prepare(small_net, images, placement=placement)
     qat.fake_quant(prepared, enabled=False)
     assert torch.equal(prepared(images), copy.deepcopy(pruned.copied(small_net, masks=False))(images))
-    assert "pruned: 4 layers keep their masks, and 50.0 % of their weights are zero" in prepared.plan.notes
+    assert "masks kept: 4; 50.0 % of the weights under them are zero" in prepared.plan.notes
 
 
 def test_a_layer_masks_its_weight_and_its_gradient(weight_quantizer) -> None:
