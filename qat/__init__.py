@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from qat.equalize import equalize
     from qat.export import export
     from qat.keep_zeros import keep_zeros
+    from qat.mixed import choose_bits
     from qat.placement import Plan, PreparedModel, prepare, quantizers
     from qat.recipe import QuantRecipe
     from qat.reestimate import reestimate_batchnorm
+    from qat.sensitivity import Sensitivity, measure_sensitivity
     from qat.spec import Granularity, IntSpec, Scheme
     from qat.switches import fake_quant, freeze_batchnorm, observers, sync_batchnorm
     from qat.target import Target
@@ -48,10 +50,12 @@ __all__ = [
     "QuantRecipe",
     "QuantizationAwareTraining",
     "Scheme",
+    "Sensitivity",
     "Target",
     "Tolerance",
     "adaround",
     "calibrate",
+    "choose_bits",
     "convert",
     "correct_biases",
     "equalize",
@@ -59,6 +63,7 @@ __all__ = [
     "fake_quant",
     "freeze_batchnorm",
     "keep_zeros",
+    "measure_sensitivity",
     "observers",
     "prepare",
     "quantize_dynamic",
@@ -79,9 +84,11 @@ _ROOMS = {
     "equalize": ("equalize",),
     "export": ("export",),
     "keep_zeros": ("keep_zeros",),
+    "mixed": ("choose_bits",),
     "placement": ("Plan", "PreparedModel", "prepare", "quantizers"),
     "recipe": ("QuantRecipe",),
     "reestimate": ("reestimate_batchnorm",),
+    "sensitivity": ("Sensitivity", "measure_sensitivity"),
     "spec": ("Granularity", "IntSpec", "Scheme"),
     "switches": ("fake_quant", "freeze_batchnorm", "observers", "sync_batchnorm"),
     "target": ("Target",),

@@ -37,6 +37,28 @@ def load_preset(group: str, name: str) -> dict[str, Any]:
     return merged or own
 
 
+def read_mapping(path: str | Path, key: str) -> dict[str, Any]:
+    """The mapping in a YAML file of the user's.
+
+    Args:
+        path: of the file.
+        key: that named it, for errors.
+
+    Raises:
+        ConfigError: no file, or none that holds a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{key}={path} is no file; task=analyze writes one, RUN/override.yaml. Or give a mapping")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}={path} is damaged: {' '.join(str(error).split())}. Write it again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{key}={path} needs a mapping such as layer1.*: {{weight: {{bits: 4}}}}, got {found!r}")
+    return found
+
+
 def _folder(group: str) -> Path:
     for folder in FOLDERS:
         if (folder / group).is_dir():

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from qat.budget import TENSORS, Budget
 from qat.component import Component
 from qat.errors import ConfigError, unknown_name
-from qat.presets import load_preset
+from qat.presets import load_preset, read_mapping
 from qat.spec import Granularity, IntSpec, Scheme
 from qat.target import Target
 
@@ -53,9 +55,6 @@ class TensorRecipe:
         return replace(self, **_known(where, values))
 
 
-TENSORS = ("weight", "activation")
-
-
 @dataclass(frozen=True, kw_only=True)
 class QuantRecipe:
     """A named way to quantize a model.
@@ -66,10 +65,14 @@ class QuantRecipe:
         activation: everything that flows between operators.
         exclude: glob patterns of modules (or operators, as the plan names them) that stay in float.
         override: by glob pattern, other values for the weights of these operators and for what they put out:
-            `{"layer1.*": {"weight": {"bits": 4}, "activation": {"bits": 6}}}`; of two that match, the later wins.
+            `{"layer1.*": {"weight": {"bits": 4}, "activation": {"bits": 6}}}`; of two that match, the later wins. A
+            file that holds such a mapping, when parsed.
         first_last_bits: width of weights, inputs and logits of the first and last layers; None for no exception.
         sum_bits: width of values that no product reads (they go into sums, concatenations and pooling); None for the
             width of all others.
+        budget: mean bits under which `qat.choose_bits` finds every width that nothing above fixes, for both tensors or
+            as `{"weight": 5}`; None for the bits above.
+        budget_mb: megabytes of integer weights, likewise.
 
     Raises:
         ConfigError: for values outside their range; unknown keys, when parsed.
@@ -82,6 +85,8 @@ class QuantRecipe:
     override: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     first_last_bits: int | None = None
     sum_bits: int | None = None
+    budget: float | Mapping[str, float] | None = None
+    budget_mb: float | None = None
 
     def __post_init__(self) -> None:
         """Validate what spans both tensors."""
@@ -95,6 +100,7 @@ class QuantRecipe:
         for bits in (self.first_last_bits, self.sum_bits):
             if bits is not None:
                 IntSpec(bits=bits)
+        Budget.parse(self.budget, self.budget_mb)
         if self.activation.granularity is not Granularity.PER_TENSOR:
             raise ConfigError(
                 "activation.granularity must be per_tensor: integer runtimes take one scale per activation"
@@ -103,6 +109,23 @@ class QuantRecipe:
     def tensor(self, which: str) -> TensorRecipe:
         """The recipe for `weight` or `activation`."""
         return self.weight if which == "weight" else self.activation
+
+    @property
+    def limits(self) -> Budget | None:
+        """The budget under which widths are still to be found; None when all are known."""
+        return Budget.parse(self.budget, self.budget_mb)
+
+    def settled(self, widths: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None) -> QuantRecipe:
+        """This recipe without a budget, and with widths that were found, as `override` has them; its own come later."""
+        merged = {name: dict(change) for name, change in (widths or {}).items()}
+        for pattern, change in self.override.items():
+            found = merged.pop(pattern, {})  # to the end: of two patterns that match, the later wins
+            merged[pattern] = {
+                which: {**found.get(which, {}), **change.get(which, {})}
+                for which in TENSORS
+                if which in {*found, *change}
+            }
+        return replace(self, override=merged, budget=None, budget_mb=None)
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | QuantRecipe) -> QuantRecipe:
@@ -119,6 +142,8 @@ class QuantRecipe:
             raise ConfigError(f"a recipe is a name such as w8a8, a mapping or a QuantRecipe, got {value!r}")
         known = [f.name for f in fields(cls)]
         data = dict(value)
+        if isinstance(data.get("override"), str | Path):
+            data["override"] = read_mapping(data["override"], "quant.override")
         for key in TENSORS:
             if not isinstance(data.get(key), TensorRecipe):
                 data[key] = _tensor_recipe(key, data.get(key) or {})
@@ -165,8 +190,13 @@ def numerics(recipe: QuantRecipe, target: Target) -> Numerics:
     """Join recipe and target; the target has the last word.
 
     Raises:
-        ConfigError: when the target cannot run the recipe at all.
+        ConfigError: when the target cannot run the recipe at all, or its widths are still to be found.
     """
+    if recipe.limits is not None:
+        raise ConfigError(
+            f"recipe {recipe.name} has a budget, {recipe.limits}, and its widths are not found yet: "
+            "qat.choose_bits(qat.measure_sensitivity(model, batches, recipe)) returns the recipe that has them"
+        )
     notes = []
     weight = IntSpec(
         bits=recipe.weight.bits,

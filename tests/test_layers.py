@@ -13,7 +13,7 @@ import qat
 PACKAGE = Path(qat.__file__).parent
 
 GRIDS = {"errors", "spec"}
-WORDS = GRIDS | {"component", "presets", "recipe", "target"}
+WORDS = GRIDS | {"budget", "component", "presets", "recipe", "target"}
 NUMERICS = GRIDS | {"functional", "observers", "quantizers", "layers"}
 VERBS = {"placement", "switches", "calibrate", "compile", "convert"}
 
@@ -21,10 +21,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what a grid, a recipe and a target are: values, no torch modules
     "errors": set(),
     "spec": {"errors"},
+    "budget": {"errors", "spec"},
     "component": {"errors"},
     "presets": {"errors"},
     "target": {"errors", "presets"},
-    "recipe": {"errors", "component", "presets", "spec", "target"},
+    "recipe": {"errors", "budget", "component", "presets", "spec", "target"},
     "provenance": {"recipe", "target"},
     # what is on disk
     "files": {"errors"},
@@ -52,6 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
     "verify": WORDS | VERBS | {"inputs", "layers", "artifact", "runtime"},
     "ladder": {"errors", "inputs", "calibrate", "verify"},
+    "walk": {"inputs", "placement"},
+    "sensitivity": WORDS | NUMERICS | {"placement", "switches", "calibrate", "inputs", "verify", "walk"},
+    "mixed": WORDS | {"functional", "placement", "sensitivity"},
     "audit": {"errors", "artifact", "convert", "export", "runtime"},
     "training": WORDS | NUMERICS | VERBS | {"inputs", "artifact", "files", "export", "models", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
@@ -65,7 +69,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 HELPERS = {"adaround", "bias_correction", "equalize", "keep_zeros", "reestimate"}  # of post-training quantization
 MAY_IMPORT["__init__"] = (
-    WORDS | VERBS | HELPERS | {"dynamic", "weight_only", "artifact", "export", "verify", "training"}
+    WORDS
+    | VERBS
+    | HELPERS
+    | {"dynamic", "weight_only", "sensitivity", "mixed", "artifact", "export", "verify", "training"}
 )  # what `import qat` offers
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 
@@ -80,6 +87,7 @@ ONLY_IN: dict[str, set[str]] = {
     "onnxscript": {"export"},
     "datasets": {"data"},
     "sklearn": {"data"},
+    "scipy": {"functional"},
     "torchvision": {"data", "models"},
     "timm": {"models"},
     "safetensors": {"models", "training"},  # training: the cache of float baselines

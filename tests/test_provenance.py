@@ -46,3 +46,11 @@ def test_the_first_format_knew_names() -> None:
     assert differences({"format": 1, "recipe": "w4a8", "target": "onnxruntime"}, W8A8, ORT) == [
         "recipe.name is w4a8 in the checkpoint and w8a8 here"
     ]
+
+
+def test_a_checkpoint_from_before_budgets_is_the_same_recipe():
+    recipe, target = QuantRecipe.parse("w4a4_lsq"), Target.parse("onnxruntime")
+    saved = provenance(recipe, target)
+    for key in ("recipe.budget", "recipe.budget_mb"):
+        assert saved["settings"].pop(key) is None
+    assert differences(saved, recipe, target) == []

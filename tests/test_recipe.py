@@ -159,3 +159,49 @@ def test_narrow_activations_where_the_target_has_none():
     recipe = QuantRecipe.parse(changed(activation__bits=4))
     with pytest.raises(ConfigError, match="target mine stores activations of 8 bits, and recipe w8a8 has 4: use quant"):
         numerics(recipe, Target(name="mine", narrow_activations=False))
+
+
+def test_overrides_come_from_a_file(tmp_path):
+    path = tmp_path / "override.yaml"
+    path.write_text("# found\nlayer1.*:\n  weight: {bits: 3}\n")
+    base = load_preset("quant", "w4a8")
+    recipe = QuantRecipe.parse({**base, "override": str(path)})
+    assert recipe.override == {"layer1.*": {"weight": {"bits": 3}}}
+    assert recipe == QuantRecipe.parse({**base, "override": path})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"quant.override=.*override.yaml is no file; task=analyze writes one, RUN/override.yaml"),
+        ("- layer1", r"quant.override=.*override.yaml needs a mapping such as layer1.\*: .*, got \['layer1'\]"),
+        ("", r"needs a mapping such as .*, got None"),
+        ("a: {b", r"quant.override=.*override.yaml is damaged: .*Write it again"),
+        ("a: {weight: {bits: 9}}", r"need 2 <= bits <= 8, got bits=9"),
+    ],
+)
+def test_a_file_without_overrides(tmp_path, text, message):
+    path = tmp_path / "override.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        QuantRecipe.parse({**load_preset("quant", "w4a8"), "override": str(path)})
+
+
+def test_widths_that_were_found_come_before_the_users_own():
+    base = load_preset("quant", "w4a8")
+    own = {"a": {"weight": {"quantizer": {"_target_": "qat.quantizers.LSQ"}}}, "b.*": {"activation": {"bits": 7}}}
+    recipe = QuantRecipe.parse({**base, "override": own, "budget": 5, "budget_mb": 1})
+    found = {"a": {"weight": {"bits": 3}, "activation": {"bits": 6}}, "b.c": {"activation": {"bits": 4}}}
+    settled = recipe.settled(found)
+    assert list(settled.override) == ["b.c", "a", "b.*"]
+    assert settled.override["a"] == {"weight": {"bits": 3, **own["a"]["weight"]}, "activation": {"bits": 6}}
+    assert (settled.budget, settled.budget_mb, settled.limits) == (None, None, None)
+    assert recipe.settled().override == own
+
+
+def test_a_budget_is_checked_where_the_recipe_is_read():
+    base = load_preset("quant", "w4a8")
+    assert str(QuantRecipe.parse({**base, "budget": {"weight": 5}}).limits) == "mean bits 5 for weights"
+    with pytest.raises(ConfigError, match=r"need 2 <= quant.budget <= 8"):
+        QuantRecipe.parse({**base, "budget": 16})

@@ -45,6 +45,7 @@ class Choices:
         weights: exceptions by the operator's name.
         activations: exceptions by the name of the operator that puts the value out.
         notes: where the target overruled one of them.
+        fixed: operators whose bits an exception set, for `weight` and for `activation`.
     """
 
     weight: Choice
@@ -52,6 +53,7 @@ class Choices:
     weights: Mapping[str, Choice] = field(default_factory=dict)
     activations: Mapping[str, Choice] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    fixed: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def of_weight(self, name: str) -> Choice:
         """For the weight of an operator."""
@@ -88,17 +90,25 @@ def choose(
     weights = {sites.names[head]: recipe.weight for head in sites.tails if sites.roles[head] is Role.WEIGHTED}
     names = writers(sites)
     activations = {name: recipe.activation for name in names.values()}
+    fixed: dict[str, set[str]] = {"weight": set(), "activation": set()}
     if recipe.sum_bits is not None:
         for point in _read_by_no_product(sites):
             activations[names[point]] = _widened(activations[names[point]], recipe.sum_bits)
+            fixed["activation"].add(names[point])
     if recipe.first_last_bits is not None:
         outer, points = _first_and_last(graph, modules, sites)
         for head in outer:
             if sites.names[head] in weights:
                 weights[sites.names[head]] = replace(recipe.weight, bits=recipe.first_last_bits)
+                fixed["weight"].add(sites.names[head])
         for point in points:
             activations[names[point]] = replace(recipe.activation, bits=recipe.first_last_bits)
+            fixed["activation"].add(names[point])
     apply_override(recipe, {"weight": weights, "activation": activations})
+    for pattern, change in recipe.override.items():
+        for which, values in change.items():
+            if "bits" in values:
+                fixed[which] |= matching(pattern, weights if which == "weight" else activations)
 
     notes = dict.fromkeys(base.notes)
 
@@ -114,6 +124,7 @@ def choose(
         weights={name: settled("weight", t) for name, t in weights.items() if t != recipe.weight},
         activations={name: settled("activation", t) for name, t in activations.items() if t != recipe.activation},
         notes=tuple(notes),
+        fixed={which: frozenset(found) for which, found in fixed.items()},
     )
 
 

@@ -114,7 +114,8 @@ def prepare(
         *args,
         *(kwargs[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in kwargs),
     ]
-    Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs]).run()
+    rewriter = Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs])
+    rewriter.run()
     close_synced(root)
     pruned.hand_back(root)
     plan = replace(plan, notes=(*plan.notes, *pruned.notes(root)))
@@ -126,6 +127,7 @@ def prepare(
         target=target,
         numerics=grids,
         example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs),
+        units=tuple(rewriter.units),
     )
 
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from qat.functional.ste import Clamp
 from qat.placement.plan import Plan
+from qat.placement.units import Unit
 from qat.quantizers import FakeQuantize
 from qat.recipe import Numerics, QuantRecipe
 from qat.target import Target
@@ -28,6 +29,7 @@ class PreparedModel(nn.Module):
         target: where the model will run.
         numerics: the grids that came of both.
         example_inputs: two examples, for export.
+        units: the tensors with a grid, of the evaluation graph; none for a model that was prepared without a graph.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class PreparedModel(nn.Module):
         target: Target,
         numerics: Numerics,
         example_inputs: tuple[Any, ...],
+        units: tuple[Unit, ...] = (),
     ) -> None:
         super().__init__()
         self.training = root.training
@@ -47,7 +50,7 @@ class PreparedModel(nn.Module):
             setattr(self, registry, getattr(root, registry))
         self.graphs = {mode: plain_copy(graph) for mode, graph in graphs.items()}
         self.plan, self.recipe, self.target, self.numerics = plan, recipe, target, numerics
-        self.example_inputs = example_inputs
+        self.example_inputs, self.units = example_inputs, units
         self.batchnorm_frozen = False
         self._compile()
 

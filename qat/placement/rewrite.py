@@ -28,7 +28,9 @@ from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.overrides import Choice, Choices, writers
 from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import device_of
+from qat.placement.shapes import EXAMPLES
 from qat.placement.sites import STAYS, Sites
+from qat.placement.units import Unit
 from qat.quantizers import FakeQuantize
 from qat.recipe import TensorRecipe
 from qat.spec import Granularity, IntSpec
@@ -50,7 +52,11 @@ ARGUMENTS = {"linear": LINEAR, "conv1d": CONV, "conv2d": CONV, "conv3d": CONV}
 
 
 class Rewriter:
-    """Swaps the modules of `root` and rewrites its graphs so that they call the quantizers of `sites`."""
+    """Swaps the modules of `root` and rewrites its graphs so that they call the quantizers of `sites`.
+
+    Attributes:
+        units: what got a quantizer in the first graph, in its order.
+    """
 
     def __init__(
         self,
@@ -61,21 +67,21 @@ class Rewriter:
     ) -> None:
         self.root, self.modules, self.choices, self.graphs = root, modules, choices, graphs
         self.hosts = self._norms_that_host()
+        self.units: list[Unit] = []
 
     def run(self) -> None:
         """Rewrite all graphs, in place."""
         for graph, sites in self.graphs:
             for head, tail in sites.tails.items():
                 if sites.roles[head] is Role.WEIGHTED and head.op == "call_module":
-                    self._swap_weighted(head, tail.norm, self.choices.of_weight(sites.names[head]))
+                    self._swap_weighted(head, tail.norm, sites.names[head])
                 elif sites.roles[head] is Role.WEIGHTED:
                     self._swap_function(head, sites)
             erase = []
             hosts = {node: _host(node, clamp, sites) for node, clamp in sites.points.items()}  # of the graph as it is
             names = writers(sites)
             for node, clamp in sites.points.items():
-                choice = self.choices.of_activation(names[node])
-                erase += self._place(graph, sites, node, clamp, hosts[node], choice)
+                erase += self._place(graph, sites, node, clamp, hosts[node], names[node])
             for node in erase:
                 graph.erase_node(node)
             for head, tail in sites.tails.items():
@@ -101,17 +107,23 @@ class Rewriter:
         return {t: c for t, clamps in found.items() if len(clamps) == 1 for c in clamps if c is not None}
 
     def _place(
-        self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp, host: fx.Node, choice: Choice
+        self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp, host: fx.Node, writer: str
     ) -> list[fx.Node]:
-        """Put the quantizer behind `node`; returns the nodes that it makes superfluous."""
+        """Put the quantizer of what `writer` puts out behind `node`; returns the nodes that it makes superfluous."""
+        choice = self.choices.of_activation(writer)
         absorbed = node if sites.roles[node] is Role.CLAMP and clamp != IDENTITY else None
         target = str(host.target)
-        if host.op == "call_module" and self.hosts.get(target) == clamp and sites.roles[host] is Role.NORM:
+        hosted = host.op == "call_module" and self.hosts.get(target) == clamp and sites.roles[host] is Role.NORM
+        name = f"{target}.output_quantizer" if hosted else self._quantizer_name(host, sites)
+        if graph is self.graphs[0][0]:
+            shape = node.meta["val"].shape
+            size = shape.numel() // (EXAMPLES if len(shape) > 1 else 1)
+            self._note(writer, "activation", name, size)
+        if hosted:
             self._swap_norm(target, clamp, choice)
             quantized = host
         else:
             value = node.all_input_nodes[0] if absorbed else node
-            name = self._quantizer_name(host, sites)
             if not isinstance(self.modules.get(name), FakeQuantize):
                 self._add(name, self._build(choice))
             with graph.inserting_after(node):
@@ -122,13 +134,15 @@ class Rewriter:
             node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
         return [absorbed] if absorbed else []
 
-    def _swap_weighted(self, head: fx.Node, norm: fx.Node | None, choice: Choice) -> None:
+    def _swap_weighted(self, head: fx.Node, norm: fx.Node | None, operator: str) -> None:
         name = str(head.target)
-        layer = self.modules[name]
+        layer, choice = self.modules[name], self.choices.of_weight(operator)
         folds = norm is not None and choice.spec.granularity is Granularity.PER_TENSOR
         if not isinstance(layer, FakeQuantWeight):
             channels = cast(Tensor, layer.weight).shape[0]
             self._require_free(f"{name}.weight_quantizer")
+            if head.graph is self.graphs[0][0]:
+                self._note(operator, "weight", f"{name}.weight_quantizer", cast(Tensor, layer.weight).numel())
             quantizer = self._build(choice, channels=channels)
             eps = self.modules[str(norm.target)].eps if folds and norm is not None else None
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(layer, cls))]
@@ -145,8 +159,10 @@ class Rewriter:
         """Turn a functional layer into a module of its own, which is given the weight."""
         function, name = function_name(head), f"{sites.names[head]}_weighted"
         if name not in self.modules:
-            channels = cast(fx.Node, weight_of(head)).meta["val"].shape[0]
-            quantizer = self._build(self.choices.of_weight(sites.names[head]), channels=channels)
+            shape = cast(fx.Node, weight_of(head)).meta["val"].shape
+            if head.graph is self.graphs[0][0]:
+                self._note(sites.names[head], "weight", f"{name}.weight_quantizer", shape.numel())
+            quantizer = self._build(self.choices.of_weight(sites.names[head]), channels=shape[0])
             self._add(name, FakeQuantFunction(function, quantizer))
         head.args = tuple(argument(head, i, key, default) for i, (key, default) in enumerate(ARGUMENTS[function]))
         head.op, head.target, head.kwargs = "call_module", name, {}
@@ -194,6 +210,12 @@ class Rewriter:
             self._require_free(f"{name}.output_quantizer")
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(norm, cls))]
             self._replace(name, swap.from_float(norm, clamp, self._build(choice)))
+
+    def _note(self, operator: str, tensor: str, quantizer: str, size: int) -> None:
+        """Write down a unit; a quantizer that is called twice is one."""
+        if not any(unit.quantizer == quantizer for unit in self.units):
+            fixed = operator in self.choices.fixed.get(tensor, ())
+            self.units.append(Unit(name=operator, tensor=tensor, quantizer=quantizer, size=size, open=not fixed))
 
     def _build(self, choice: Choice, *, channels: int | None = None) -> FakeQuantize:
         """A quantizer on the model's device and in its mode: it must not learn in a model that is in evaluation."""

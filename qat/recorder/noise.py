@@ -6,16 +6,14 @@ clipped = share of x with round(x / s) + z outside [qmin, qmax]
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from qat.functional.snr import decibels
 from qat.quantizers import FakeQuantize
 from qat.report.record import Values
 
 BINS = 48
-EXACT = 200.0  # dB, for no difference at all; float32 itself ends at about 150
 
 
 class Noise:
@@ -32,10 +30,8 @@ class Noise:
 
     @property
     def snr(self) -> float:
-        """In dB; `EXACT` without noise."""
-        if self.noise == 0.0:
-            return EXACT
-        return 10.0 * math.log10(self.signal / self.noise) if self.signal else 0.0
+        """In dB (`functional/snr.py`)."""
+        return decibels(self.signal, self.noise)
 
 
 class Watched:

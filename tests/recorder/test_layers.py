@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import qat
+from qat.functional.snr import EXACT
 from qat.recorder import record_layers
-from qat.recorder.noise import EXACT, Noise
+from qat.recorder.noise import Noise
 from qat.runtime.profile import profile
 
 
