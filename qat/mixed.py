@@ -17,9 +17,11 @@ from qat.budget import MB, TENSORS, Budget
 from qat.errors import ConfigError
 from qat.functional.knapsack import Table, least_harm
 from qat.functional.snr import decibels
+from qat.placement.prepared import PreparedModel, quantizers
 from qat.placement.units import Unit
 from qat.recipe import QuantRecipe
-from qat.sensitivity import AtWidth, Measured, Sensitivity
+from qat.sensitivity import AtWidth, Measured, Score, Sensitivity
+from qat.spec import MAX_BITS
 
 PACKED_BITS, PACKED_OPSET = 4, 21  # an ONNX file stores these and narrower ones two to a byte: export/packing.py
 
@@ -129,6 +131,58 @@ def mix(found: Sensitivity, budget: Budget) -> Mixture:
     weights = {unit: at for unit, at in taken.items() if unit.tensor == "weight"}
     spent = sum(stored_bytes(unit.size, at.grid_bits, packs=packs) for unit, at in weights.items())
     return Mixture(budget=budget, widths=taken, weight_bytes=fixed + spent)
+
+
+def require_possible(
+    prepared: PreparedModel, budget: Budget, *, weight_bits: Sequence[int], activation_bits: Sequence[int]
+) -> None:
+    """Raise what `mix` would, of a budget that cannot be met, before anything is measured.
+
+    Raises:
+        ConfigError: as `mix`.
+    """
+    nothing = Score(noise=0.0, loss=None)
+    widest = {"weight": prepared.target.weight_bits, "activation": MAX_BITS}
+    tried = {"weight": weight_bits, "activation": activation_bits}
+    tensors = []
+    for unit in prepared.units:
+        most = widest[unit.tensor]
+        widths = (AtWidth(bits=bits, grid_bits=min(bits, most), score=nothing) for bits in tried[unit.tensor])
+        bits = quantizers(prepared)[unit.quantizer].spec.bits
+        tensors.append(Measured(unit=unit, bits=bits, widths=tuple(widths) if unit.open else ()))
+    mix(
+        Sensitivity(
+            model=prepared.plan.model, recipe=prepared.recipe, target=prepared.target, examples=0, float_loss=None,
+            quantized=None, tensors=tuple(tensors),
+        ),
+        budget,
+    )  # fmt: skip
+
+
+def halfway(found: Sensitivity) -> Budget | None:
+    """The budget in the middle of what the measured widths allow; None where no width is open."""
+    means = {}
+    for which in TENSORS:
+        opened = [m for m in found.tensors if m.widths and m.unit.tensor == which]
+        if total := sum(m.unit.size for m in opened):
+            ends = (m.unit.size * (m.widths[0].grid_bits + m.widths[-1].grid_bits) / 2 for m in opened)
+            means[which] = sum(ends) / total
+    return Budget(**means) if means else None
+
+
+def front(found: Sensitivity, *, step: float = 0.5) -> tuple[Mixture, ...]:
+    """Mixtures at the same mean bits of weights and of activations, from the narrowest to the widest."""
+    ends = {}
+    for which in TENSORS:
+        if opened := [m.widths for m in found.tensors if m.widths and m.unit.tensor == which]:
+            # a width that all can reach, and the widest
+            ends[which] = max(w[0].grid_bits for w in opened), max(w[-1].grid_bits for w in opened)
+    if not ends:
+        return ()
+    low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
+    means = [low + step * i for i in range(int((high - low) / step) + 1)]
+    budgets = [Budget(**{w: min(max(mean, least), most) for w, (least, most) in ends.items()}) for mean in means]
+    return tuple(mix(found, budget) for budget in dict.fromkeys(budgets))
 
 
 def stored_bytes(size: int, bits: int, *, packs: bool) -> int:

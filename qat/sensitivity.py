@@ -35,8 +35,7 @@ from qat.target import Target
 from qat.verify import first_output
 from qat.walk import Walk
 
-WEIGHT_BITS = (4, 8)  # as files store them: 4 bits and fewer in 4, all others in 8
-ACTIVATION_BITS = (4, 5, 6, 8)
+WIDTHS = (4, 5, 6, 8)  # to try; a weight of 3 bits takes as much of a file as one of 4
 Progress = Callable[[Sequence[Unit], str], Iterable[Unit]]
 
 
@@ -186,8 +185,8 @@ def measure_sensitivity(
     target: str | Mapping[str, Any] | Target = "onnxruntime",
     *,
     max_batches: int | None = 2,
-    weight_bits: Sequence[int] = WEIGHT_BITS,
-    activation_bits: Sequence[int] = ACTIVATION_BITS,
+    weight_bits: Sequence[int] = WIDTHS,
+    activation_bits: Sequence[int] = WIDTHS,
     under_recipe: bool = True,
     exclude: Sequence[str] = (),
     progress: Progress = lambda units, stage: units,

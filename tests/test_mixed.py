@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import qat
 from qat.budget import Budget
 from qat.errors import ConfigError
-from qat.mixed import mix
+from qat.mixed import mix, require_possible
 
 
 class Net(nn.Module):
@@ -149,6 +149,17 @@ def test_other_tensors_keep_the_recipes_width(measured):
 def test_what_cannot_be_met(measured, kwargs, message):
     with pytest.raises(ConfigError, match=message):
         qat.choose_bits(measured[2], **kwargs)
+
+
+def test_what_cannot_be_met_is_known_before_anything_is_measured(measured):
+    net, x, _ = measured
+    prepared, given = qat.prepare(net, x, "w4a4_lsq"), {"weight_bits": (2, 4, 8), "activation_bits": (3,)}
+    require_possible(prepared, Budget(weight=2, activation=3), **given)
+    require_possible(prepared, Budget(weight_bytes=264), **given)
+    with pytest.raises(ConfigError, match=r"the smallest quant.budget_mb that can be met is 0.000264, at 2, 4, 8 bits"):
+        require_possible(prepared, Budget(weight_bytes=263), **given)
+    with pytest.raises(ConfigError, match=r"mean bits of 2 for activations: the smallest that can be met is 3, at 3 b"):
+        require_possible(prepared, Budget(activation=2), **given)
 
 
 def test_the_smallest_that_is_named_can_be_met(measured):

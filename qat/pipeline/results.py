@@ -10,8 +10,18 @@ from omegaconf import DictConfig
 from qat.artifact import Artifact
 from qat.pipeline.lifecycle import circumstances
 from qat.pipeline.stopwatch import Stopwatch
-from qat.placement.prepared import PreparedModel
+from qat.placement.prepared import PreparedModel, quantizers
 from qat.verify import ParityReport
+
+
+def mean_bits(prepared: PreparedModel) -> dict[str, float]:
+    """Of all integer weights and of all activations, each by its size; empty for a model without a graph."""
+    found, bits = quantizers(prepared), {}
+    for which in dict.fromkeys(unit.tensor for unit in prepared.units):
+        units = [unit for unit in prepared.units if unit.tensor == which]
+        total = sum(unit.size * found[unit.quantizer].spec.bits for unit in units)
+        bits[which] = total / sum(unit.size for unit in units)
+    return bits
 
 
 def summarize(
@@ -36,6 +46,7 @@ def summarize(
         "size_bytes": {"float": float_file.size_bytes, "int8": int8_file.size_bytes},
         "latency_ms": latency_ms,
         "int8_mac_share": prepared.plan.int8_mac_share,
+        "mean_bits": mean_bits(prepared),
         "passed": report.passed,
         "failures": list(report.failures),
         "departure": report.departure,

@@ -15,6 +15,8 @@ from qat.training.interruption import CHECKPOINT, LAST
 
 log = logging.getLogger(__name__)
 
+OVERRIDE, MEASURED = "override.yaml", "sensitivity.json"  # of a run that searched widths, which go on with it
+
 
 def resumed(cfg: DictConfig) -> DictConfig:
     """The config; with `ckpt_path=last`, that of the interrupted run, which goes on in its folder."""
@@ -31,5 +33,5 @@ def resumed(cfg: DictConfig) -> DictConfig:
 
 def clear(folder: Path, *, resumed: bool) -> None:
     """Take away what an earlier run in the same folder left, and what would speak for this one."""
-    for name in (FAILURE, "results.json", *(() if resumed else (CHECKPOINT,))):
+    for name in (FAILURE, "results.json", *(() if resumed else (CHECKPOINT, OVERRIDE, MEASURED))):
         (folder / name).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
 from qat.pipeline.aids import read_callbacks, read_distillation
+from qat.pipeline.analysis import read_analysis
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
@@ -39,6 +40,7 @@ from qat.training.processes import by_first
 from qat.verify import ParityReport
 
 log = logging.getLogger(__name__)
+OF_TRAINING = {"distill": None, "oscillation": None, "reestimate_bn": 0}  # refused where nothing is trained
 
 
 def ptq(cfg: DictConfig) -> dict[str, Any]:
@@ -50,11 +52,24 @@ def ptq(cfg: DictConfig) -> dict[str, Any]:
     return static(cfg)
 
 
+def analyze(cfg: DictConfig) -> dict[str, Any]:
+    """What each tensor costs, and `ptq` with the widths that follow."""
+    cfg = cfg.copy()
+    cfg.qat.epochs = 0
+    given = {key.partition("=")[0] for key in command_line()}
+    for key in ("epochs", *OF_TRAINING):
+        if f"qat.{key}" in given:
+            log.warning("qat.%s has no effect on task=analyze, which trains nothing", key)
+    cfg.qat.update(OF_TRAINING)  # so that an experiment's training can be analyzed
+    return static(cfg)
+
+
 def static(cfg: DictConfig) -> dict[str, Any]:
     """Quantization with ranges that are known before the model runs; trained, if `qat.epochs` is not 0."""
     with begun(cfg) as (folder, clock):
         recipe, targets = read_recipe(cfg), read_targets(cfg)
         target = joint(targets)
+        analysis, recipe = read_analysis(cfg, recipe, target), recipe.settled()
         callback, aids = build_callback(cfg, recipe, target), read_callbacks(cfg, recipe)
         source = read_source(cfg)
         distill, helpers = read_distillation(cfg, source), read_helpers(cfg)
@@ -74,6 +89,10 @@ def static(cfg: DictConfig) -> dict[str, Any]:
 
         example = next(iter(data.calibration_dataloader()))[0][:2]
         model = helpers.before(_copy(baseline), example)
+        if analysis is not None:
+            with clock("analyze"):
+                recipe = analysis.recipe(cfg, model, data, folder)
+            callback = build_callback(cfg, recipe, target)
         module = build_classifier(cfg, "qat", model, data, distill=distill, teacher=baseline.model)
         with clock("prepare"):
             callback.prepare(module, (example,))

@@ -4,6 +4,7 @@ qat            calibrate, train with fake quantization, deliver
 ptq            calibrate, deliver
 dynamic        integer weights, activation ranges taken when the model runs; deliver
 weight_only    integer weights, activations in float; deliver
+analyze        what each tensor costs at each width, and widths under a budget; calibrate, deliver
 evaluate       a delivered file, or a float checkpoint, on a data set
 """
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from qat.errors import ConfigError, unknown_name
 from qat.pipeline.evaluate import evaluate
 from qat.pipeline.resumption import resumed
-from qat.pipeline.static import ptq, static
+from qat.pipeline.static import analyze, ptq, static
 from qat.pipeline.weights import dynamic, weight_only
 
 TASKS: Mapping[str, Callable[[DictConfig], dict[str, Any]]] = {
@@ -25,6 +26,7 @@ TASKS: Mapping[str, Callable[[DictConfig], dict[str, Any]]] = {
     "ptq": ptq,
     "dynamic": dynamic,
     "weight_only": weight_only,
+    "analyze": analyze,
     "evaluate": evaluate,
 }
 

@@ -58,6 +58,11 @@ def weight_only(cfg: DictConfig) -> dict[str, Any]:
 def _quantized(cfg: DictConfig, quantize: Quantize) -> dict[str, Any]:
     with begun(cfg) as (folder, clock):
         recipe, targets = read_recipe(cfg), read_targets(cfg)
+        if recipe.limits is not None:
+            raise ConfigError(
+                "quant.budget and quant.budget_mb are for static quantization: task=qat, ptq and analyze. "
+                f"task={cfg.task} takes quant.weight.bits, and quant.override for single layers"
+            )
         if len(targets) > 1:
             raise ConfigError(
                 f"task={cfg.task} writes for one target, got {', '.join(t.name for t in targets)}; run it for each"

@@ -27,7 +27,7 @@ COLUMNS = {"float": "float", "ptq": "PTQ", "qat": "QAT", "int8": "int8"}
 
 def _headline(r: Mapping[str, Any]) -> Table:
     table = Table(title=f"{r['model']} · {r['recipe']} · {r['target']}", title_style="bold", title_justify="left")
-    shown = [k for k in COLUMNS if k in r["top1"] and not (k == "qat" and r.get("task") == "ptq")]
+    shown = [k for k in COLUMNS if k in r["top1"] and not (k == "qat" and r.get("task") in ("ptq", "analyze"))]
     table.add_column("", justify="left")
     for k in shown:
         table.add_column(COLUMNS[k], justify="right")

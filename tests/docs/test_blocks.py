@@ -174,6 +174,8 @@ def test_commands_compose(block):
                 open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
                 wrong = [k for k in node if not (open_ended or k in taken or k in HYDRA_KEYS)]
                 assert not wrong, f"{command}: {node._target_} takes no {wrong}"
+        if isinstance(cfg.quant.override, str):  # a file of the reader's
+            cfg.quant.override = None
         qat.QuantRecipe.parse(OmegaConf.to_container(cfg.quant, resolve=True))
         qat.Target.parse(OmegaConf.to_container(cfg.target, resolve=True))
 
