@@ -19,6 +19,7 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from qat.errors import PlacementError
 from qat.functional.folding import fit_bias, fold_bias, fold_factor, fold_integers
@@ -45,6 +46,7 @@ OPS = torch.ops.quantized_decomposed
 Norm = nn.modules.batchnorm._BatchNorm
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ior, operator.iand)
 FACTORIES = (torch.eye, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.tensor)
+NEW = ("new_zeros", "new_ones", "new_full")
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,7 @@ class _Converter:
         if node.op in ("placeholder", "output"):
             return False
         if _made_of_literals(node):
-            settings = {k: v for k, v in node.kwargs.items() if not isinstance(v, fx.Node)}  # `device=x.device`
-            made = cast(Callable[..., Tensor], node.target)(*node.args, **settings)
-            self.constants[node] = made.to(device_of(self.prepared), node.meta["val"].dtype)
+            self.constants[node] = _made(node).to(device_of(self.prepared), node.meta["val"].dtype)
             return True
         if not inputs or any(n not in self.constants for n in inputs):
             return False
@@ -267,10 +267,10 @@ class _Converter:
     def _copy(self, node: fx.Node) -> fx.Node:
         """The node as it is, in float."""
         if node.op == "call_module":
-            self._attach(
-                str(node.target), _without_quantizers(pruned.copied(self.modules[str(node.target)], masks=False))
-            )
-        return self.graph.node_copy(node, self._read)
+            self._attach(str(node.target), _pure(pruned.copied(self.modules[str(node.target)], masks=False)))
+        copied = self.graph.node_copy(node, self._read)
+        copied.kwargs = {k: v for k, v in copied.kwargs.items() if k != "inplace"}  # readers read this node
+        return copied
 
     def _moved(self, node: fx.Node, like: OnGrid) -> Value:
         """A value that an operator moves, on its grid; the same one again where the same was moved the same way.
@@ -488,14 +488,35 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _made_of_literals(node: fx.Node) -> bool:
-    """A tensor made in the forward, the same for every input: `torch.eye(8, device=x.device)`."""
+    """A tensor made in the forward, the same for every input: `torch.eye(8, device=x.device)`, `x.new_zeros(4, 4)`."""
+    if "val" not in node.meta:
+        return False
     settings = {node.kwargs.get("device"), node.kwargs.get("dtype")}
-    return node.target in FACTORIES and "val" in node.meta and set(node.all_input_nodes) <= settings
+    if node.op == "call_method" and node.target in NEW:
+        sizes = pytree.tree_leaves(node.args[1:])
+        return not any(isinstance(size, fx.Node) for size in sizes) and set(node.all_input_nodes) <= settings | {
+            node.args[0]
+        }
+    return node.target in FACTORIES and set(node.all_input_nodes) <= settings
 
 
-def _without_quantizers(module: nn.Module) -> nn.Module:
+def _made(node: fx.Node) -> Tensor:
+    settings = {k: v for k, v in node.kwargs.items() if not isinstance(v, fx.Node)}  # not `device=x.device`
+    if node.op == "call_method":
+        settings.pop("device", None)
+        made: Tensor = getattr(torch.empty(0, dtype=node.meta["val"].dtype), str(node.target))(
+            *node.args[1:], **settings
+        )
+        return made
+    return cast(Callable[..., Tensor], node.target)(*node.args, **settings)
+
+
+def _pure(module: nn.Module) -> nn.Module:
+    """Without its quantizers, and without writing into its input: exporters would have to undo that first."""
     for name in [n for n, child in module.named_children() if isinstance(child, FakeQuantize)]:
         delattr(module, name)
+    if getattr(module, "inplace", False) and type(module).__module__.startswith("torch.nn"):
+        setattr(module, "inplace", False)  # noqa: B010  # mypy takes attributes of modules for tensors
     return module
 
 

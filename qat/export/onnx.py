@@ -35,6 +35,7 @@ from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
+from qat.export.decomposition import decomposed_when_needed
 from qat.export.dynamic import dynamic_translations
 from qat.export.packing import OPSET as PACKED_OPSET
 from qat.export.packing import pack_weights
@@ -98,7 +99,7 @@ def _translate(program: ExportedProgram, opset: int, *, integer: bool) -> ir.Mod
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program,
+                decomposed_when_needed(program),
                 dynamo=True,
                 opset_version=opset,
                 optimize=not integer,
