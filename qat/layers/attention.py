@@ -87,6 +87,8 @@ class OpenAttention(nn.MultiheadAttention):
 
         The sequence needs a batch dimension. A causal hint is ignored, as the mask says the same.
         """
+        if isinstance(query, Tensor) and query.ndim == 2:
+            raise ValueError("attention needs a batch, [N, L, E]")
         inputs = self._project(query, key, value)
         q, k, v = (self._heads(x) for x in inputs)  # [N, heads, L, d]
         scores = torch.matmul(q * self.head_dim**-0.5, k.transpose(-2, -1))  # [N, heads, L, S]

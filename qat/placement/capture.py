@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
+from qat.placement.fake import Shapes
 from qat.placement.tracer import SizedTracer, Tracer, takes_weights
 
 OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
@@ -70,7 +71,8 @@ def capture(
     if captured is not None and not any(_closed(node) for g in (captured.train, captured.eval) for node in g.nodes):
         return captured
     inputs = inspect.signature(model.forward).bind(*example_inputs, **example_kwargs).arguments
-    return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs, defaults))
+    shapes = Shapes()
+    return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs, defaults, shapes))
 
 
 def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], Tracer]) -> Capture:
@@ -109,6 +111,12 @@ def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
             f"{type(model).__name__}.forward{signature} cannot be called with {len(args)} positional inputs and "
             f"keywords {sorted(kwargs)}: {error}. Pass example_inputs as forward takes them"
         ) from None
+    loose = [name for name in given if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL]
+    if loose:
+        raise CaptureError(
+            f"{type(model).__name__}.forward takes any number of inputs as *{loose[0]}, and a graph has a number: "
+            "wrap the model in a module whose forward names them, or use placement=modules"
+        )
     defaults = {
         name: parameter.default
         for name, parameter in signature.parameters.items()

@@ -19,10 +19,11 @@ from qat.errors import CaptureError, ConfigError, PlacementError
 from qat.functional.affine import quantize
 from qat.functional.ranges import qparams
 from qat.layers.stored import storable
+from qat.placement.macs import EXAMPLES
 from qat.placement.overrides import Choice, apply_override
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
-from qat.placement.shapes import EXAMPLES, two_examples
+from qat.placement.shapes import two_examples
 from qat.recipe import QuantRecipe, numerics
 from qat.target import Target
 

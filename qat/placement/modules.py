@@ -16,6 +16,7 @@ from qat.errors import CaptureError, PlacementError
 from qat.layers import FakeQuantWeight, pruned
 from qat.layers.standalone import stand_alone
 from qat.layers.transformer import open_attention
+from qat.placement.macs import layer_macs
 from qat.placement.patterns import WEIGHTED
 from qat.placement.plan import Plan, PlannedOp
 from qat.placement.prepared import PreparedModel, device_of
@@ -75,27 +76,25 @@ def prepare_modules(
         PlacementError: no such layer, or a pattern that matches none.
     """
     root = open_attention(pruned.copied(model))
-    shapes = _output_shapes(root, args, kwargs)
-    names = {name: m for name, m in root.named_modules() if name and not any(True for _ in m.children())}
+    macs = _macs_of_calls(root, args, kwargs)
+    inner = {name: m for name, m in root.named_modules() if name}
+    names = {name: m for name, m in inner.items() if macs.get(name) or not any(True for _ in m.children())}
     left = excluded(exclude, list(names))
     swap = layer_swap(recipe, grids)
     ops, swapped = [], {}
     for name, module in names.items():
-        kind = type(module).__name__.lower()
+        kind = type(module).__name__.lower().removeprefix("open")
         if not _is_weighted(module):
-            ops.append(PlannedOp(name=name, kind=kind, integer=False, why=FLOAT))
-        elif name in left or name not in shapes:
+            ops.append(PlannedOp(name=name, kind=kind, integer=False, why=FLOAT, macs=macs.get(name, 0)))
+        elif name in left or name not in macs:
             why = f"excluded by {left[name]!r}" if name in left else "the example inputs do not reach it"
-            ops.append(PlannedOp(name=name, kind=kind, integer=False, why=why))
+            ops.append(PlannedOp(name=name, kind=kind, integer=False, why=why, macs=macs.get(name, 0)))
         else:
             if module not in swapped:
                 swapped[module] = swap(module)
             root.set_submodule(name, swapped[module])
-            macs = shapes[name] * _taps(module)
-            weight = grids.weight.short
-            ops.append(
-                PlannedOp(name=name, kind=kind, integer=True, weight=weight, macs=macs, why="its output is in float")
-            )
+            weight, why = grids.weight.short, "its output is in float"
+            ops.append(PlannedOp(name=name, kind=kind, integer=True, weight=weight, macs=macs[name], why=why))
     if not swapped:
         raise PlacementError(
             f"nothing to quantize in {type(model).__name__}: it calls no convolution and no linear layer, or all are "
@@ -123,24 +122,17 @@ def _is_weighted(module: nn.Module) -> bool:
     return any(isinstance(module, cls) and type(module).forward is cls.forward for cls in WEIGHTED)
 
 
-def _taps(module: nn.Module) -> int:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight[0].numel()
-
-
-def _output_shapes(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
-    """Output values for one example of every layer that forward calls."""
+def _macs_of_calls(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """Multiply-accumulates of every module that forward calls, without those of the modules inside it."""
     seen: dict[str, int] = {}
 
     def recorder(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                seen[name] = seen.get(name, 0) + output.numel() // 2  # two examples
+        def record(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+            seen[name] = seen.get(name, 0) + layer_macs(module, (*inputs, *named.values()), output)
 
         return record
 
-    handles = [m.register_forward_hook(recorder(n)) for n, m in root.named_modules() if _is_weighted(m)]
+    handles = [m.register_forward_hook(recorder(n), with_kwargs=True) for n, m in root.named_modules()]
     training = root.training
     try:
         with torch.no_grad():

@@ -9,24 +9,75 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils import _pytree as pytree
 
 from qat.errors import CaptureError
+from qat.layers.attention import OpenAttention
+from qat.placement.fake import Shapes, methodcaller
+from qat.placement.macs import EXAMPLES, layer_macs, macs_inside
 from qat.placement.patterns import function_name, weight_of
-
-EXAMPLES = 2  # length of the batch that shapes are propagated with
 
 
 class _Propagate(fx.Interpreter):
+    """On real tensors."""
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        n.meta["val"] = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), value)
+        n.meta["val"] = self.kept(value)
+        if n.op == "call_module":
+            n.meta["macs"] = self.macs
         return value
 
+    def kept(self, value: Any) -> Any:
+        return pytree.tree_map_only(Tensor, _shape_alone, value)
 
-def propagate_shapes(root: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        with macs_inside(module) as inside:
+            result = self.compute(module, args, kwargs)
+        self.macs = layer_macs(module, (*args, *kwargs.values()), result) + sum(inside)
+        return result
+
+    def compute(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return module(*args, **kwargs)
+
+
+class _PropagateShapes(_Propagate):
+    """On tensors without data, which are kept as they are until their mode has ended."""
+
+    def __init__(self, module: fx.GraphModule, shapes: Shapes) -> None:
+        super().__init__(module)
+        self.shapes = shapes
+
+    def kept(self, value: Any) -> Any:
+        return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.shapes.run(target, args, kwargs, target)
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.shapes.run(target, args, kwargs, methodcaller(target))
+
+    def compute(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.shapes.run(module, args, kwargs, module)
+
+
+def propagate_shapes(
+    root: nn.Module,
+    graph: fx.Graph,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    shapes: Shapes | None = None,
+) -> None:
     """Write each node's value, as a tensor without data, into `node.meta["val"]`.
+
+    Args:
+        root: the model.
+        graph: of its forward.
+        args: positional inputs of forward.
+        kwargs: keyword inputs.
+        shapes: what is known from another graph of the model.
 
     Raises:
         CaptureError: when the model rejects the example inputs, a wrong size say.
@@ -35,12 +86,14 @@ def propagate_shapes(root: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kw
     inputs = [given[str(n.target)] for n in graph.nodes if n.op == "placeholder" and str(n.target) in given]
     buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]  # BatchNorm counts its batches for real
     try:
-        _run(fx.GraphModule(root, graph), inputs)
+        _run(fx.GraphModule(root, graph), inputs, shapes or Shapes())
+        if _unbatched(graph):
+            raise ValueError  # named below
     except Exception as error:
-        shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
-        reason = str(error).split("\n\n")[0].strip()
+        sizes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
+        reason = "attention needs a batch, [N, L, E]" if _unbatched(graph) else str(error).split("\n\n")[0].strip()
         raise CaptureError(
-            f"{type(root).__name__} rejects example inputs of shape {', '.join(map(str, shapes))}: {reason}. "
+            f"{type(root).__name__} rejects example inputs of shape {', '.join(map(str, sizes))}: {reason}. "
             "Pass example_inputs of a size that the model takes"
         ) from error
     finally:
@@ -48,14 +101,33 @@ def propagate_shapes(root: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kw
             buffer.copy_(before)
 
 
+def _unbatched(graph: fx.Graph) -> bool:
+    """Whether attention was given `[L, E]`, which torch's own takes: heads are split with no batch before them."""
+    split = [n for n in graph.nodes if n.target == "unflatten" and _is_of_attention(n)]
+    values = [n.meta.get("val") for n in split]
+    return any(isinstance(value, Tensor) and value.ndim == 3 for value in values)  # [L, heads, d]
+
+
+def _is_of_attention(node: fx.Node) -> bool:
+    owners = [owner for _, owner in node.meta.get("nn_module_stack", {}).values()]
+    return bool(owners) and owners[-1] is OpenAttention
+
+
 @torch.no_grad()
-def _run(module: fx.GraphModule, inputs: list[Any]) -> None:
+def _run(module: fx.GraphModule, inputs: list[Any], shapes: Shapes) -> None:
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            _Propagate(module).run(*(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
+        with shapes.mode as mode:
+            _PropagateShapes(module, shapes).run(*(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
     except (DataDependentOutputException, DynamicOutputShapeException):  # a leaf module looks at values
         with torch.random.fork_rng():
             _Propagate(module).run(*inputs)
+        return
+    for node in module.graph.nodes:
+        node.meta["val"] = pytree.tree_map_only(Tensor, _shape_alone, node.meta["val"])
+
+
+def _shape_alone(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 def two_examples(inputs: tuple[Any, ...], device: Any) -> tuple[Any, ...]:
@@ -77,16 +149,16 @@ def two_examples(inputs: tuple[Any, ...], device: Any) -> tuple[Any, ...]:
 
 
 def macs_per_example(node: fx.Node, module: nn.Module | None) -> int:
-    """Multiply-accumulates of a convolution, linear layer or matrix product for one example; 0 for anything else."""
+    """Multiply-accumulates for one example: of a module with those inside it, or of a matrix product."""
+    if module is not None:
+        return int(node.meta.get("macs", 0))
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         return 0
     batch = EXAMPLES if value.ndim > 1 else 1
-    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-        taps = math.prod(module.weight.shape[1:])  # [C_out, C_in / groups, k...] or [C_out, C_in]
-    elif module is None and function_name(node) in ("matmul", "bmm"):
+    if function_name(node) in ("matmul", "bmm"):
         taps = node.all_input_nodes[0].meta["val"].shape[-1]
-    elif module is None and function_name(node) in ("linear", "conv1d", "conv2d", "conv3d"):
+    elif function_name(node) in ("linear", "conv1d", "conv2d", "conv3d"):
         weight = weight_of(node)
         taps = math.prod(weight.meta["val"].shape[1:]) if weight is not None else 0
     elif node.target is torch.einsum:

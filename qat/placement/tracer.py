@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from qat.layers.attention import dot_product_attention
 from qat.layers.einsum import is_matrix_product, matrix_product
+from qat.placement.fake import Shapes, methodcaller
 
 WHOLE = frozenset({"StochasticDepth", "DropPath"})  # drop residual branches in training; nothing in evaluation
 FACTORIES = ("zeros", "ones", "empty", "full", "arange", "rand", "randn")  # torch.*: take sizes, but no tensor
@@ -119,6 +120,7 @@ class SizedTracer(Tracer):
         leaf_modules: classes to keep whole.
         constants: arguments that are fixed at a value, for which fx numbers the placeholders.
         inputs: by name of placeholder; those whose first dimension is as long as the first tensor's have a batch.
+        shapes: what is known from another trace of the model.
     """
 
     def __init__(
@@ -126,10 +128,12 @@ class SizedTracer(Tracer):
         leaf_modules: tuple[type[nn.Module], ...],
         inputs: Mapping[str, Any],
         constants: Mapping[str, Any] | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         super().__init__(leaf_modules)
         self.constants = dict(constants or {})
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.shapes = shapes or Shapes()
+        self.mode = self.shapes.mode
         batch = next((len(x) for x in inputs.values() if isinstance(x, Tensor) and x.ndim), None)
         self.inputs = {name: self._fake(value, batch) for name, value in inputs.items()}
         self.running = False  # an operator computes its value: nothing is recorded
@@ -210,9 +214,9 @@ class SizedTracer(Tracer):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
         with self.mode:
             if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            called = self.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-            return called(*args, **kwargs)  # type: ignore[operator]
+                return self.shapes.run(str(node.target), args, kwargs, methodcaller(str(node.target)))
+            called: Any = self.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+            return self.shapes.run(called, args, kwargs, called)
 
 
 def of_batch(value: Any) -> bool:
