@@ -20,6 +20,7 @@ from qat.layers.transformer import open_attention
 from qat.observers import Observer
 from qat.placement.capture import capture
 from qat.placement.describe import describe
+from qat.placement.fake import Shapes
 from qat.placement.modules import prepare_modules
 from qat.placement.overrides import choose
 from qat.placement.patterns import NORMS
@@ -29,6 +30,7 @@ from qat.placement.rules import excluded, matching
 from qat.placement.shapes import propagate_shapes, two_examples
 from qat.placement.sites import find_sites, name_nodes
 from qat.placement.synced import close_synced, open_synced
+from qat.placement.usable import usable
 from qat.recipe import QuantRecipe, numerics
 from qat.target import Target
 
@@ -62,18 +64,24 @@ def prepare(
             linear layers alone.
 
     Raises:
-        ConfigError: an unknown recipe, target or placement.
+        ConfigError: an unknown recipe, target or placement; leaf_modules without a graph.
         CaptureError: the model cannot be traced, or rejects the inputs.
         PlacementError: nothing to quantize, an exclude or override pattern that matches nothing, a model already
-            prepared.
+            prepared, or one of TorchScript, in half precision, with lazy layers or weights that are computed.
         NumericsError: NaN or Inf in a parameter or buffer.
     """
     recipe, target = QuantRecipe.parse(recipe), Target.parse(target)
     grids = numerics(recipe, target)
     if placement not in PLACEMENTS:
         raise ConfigError(unknown_name("placement", placement, PLACEMENTS))
+    if leaf_modules and placement == "modules":
+        raise ConfigError(
+            "leaf_modules keeps classes whole in a graph, and placement=modules makes none; leave layers in float with "
+            "exclude"
+        )
     if isinstance(model, PreparedModel):
         raise PlacementError("the model is already prepared; prepare the float model again to change recipe or target")
+    model = usable(model, (*recipe.exclude, *exclude))
     require_finite(model)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     device = device_of(model)
@@ -96,9 +104,10 @@ def prepare(
     names = {id(captured.eval): name_nodes(captured.eval)}
     if not captured.modes_agree:
         names[id(captured.train)] = name_nodes(captured.train, like=names[id(captured.eval)])
+    shapes = Shapes()
     for graph in graphs:
         root.train(graph is not captured.eval)
-        propagate_shapes(root, graph, args, kwargs)
+        propagate_shapes(root, graph, args, kwargs, shapes)
     root.train(model.training)
     everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
     left = excluded((*recipe.exclude, *exclude), everything)
