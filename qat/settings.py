@@ -74,6 +74,25 @@ def reading(section: str) -> Iterator[None]:
         raise ConfigError(f"{section}: {reason}. See conf/{section} for the values it takes") from error
 
 
+def classes(cfg: DictConfig, section: str) -> tuple[type, ...]:
+    """The classes that `cfg.<section>` lists by their paths.
+
+    Raises:
+        ConfigError: one that cannot be imported, or is no class.
+    """
+    found = []
+    for path in plain(cfg, section) or ():
+        try:
+            found.append(hydra.utils.get_class(str(path)))
+        except Exception as error:  # whatever an import raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"{section} has {path!r}, which is no class: {reason}. Give package.module.Class, of a module on "
+                "PYTHONPATH"
+            ) from error
+    return tuple(found)
+
+
 def plain(cfg: DictConfig, section: str) -> Any:
     """`cfg.<section>` as plain Python values, interpolations resolved.
 

@@ -54,9 +54,19 @@ def test_run_leaves_everything_that_scripts_rely_on(run):
     assert set(results["top1"]) == {"float", "ptq", "qat", "int8"}
     assert set(results["size_bytes"]) == set(results["latency_ms"]) == {"float", "int8"}
     assert {"agreement", "int8_mac_share", "seconds", "cpu", "versions", "recipe", "target", "passed"} <= set(results)
-    assert {"data", "float", "prepare", "calibrate", "qat", "convert", "export", "verify", "latency", "total"} == set(
-        results["seconds"]
-    )
+    assert {
+        "data",
+        "float",
+        "prepare",
+        "calibrate",
+        "try_export",
+        "qat",
+        "convert",
+        "export",
+        "verify",
+        "latency",
+        "total",
+    } == set(results["seconds"])
     assert results["recipe"] == "w8a8"
     assert results["target"] == "onnxruntime"
     assert results["int8_mac_share"] == 1.0
@@ -158,3 +168,13 @@ def test_run_ends_with_a_whole_report(run):
     assert "no report" not in process.stdout + process.stderr
     assert {path.stem for path in (folder / "record").glob("*.json")} == {"run", "layers", "float", "qat", "classes"}
     assert (folder / "report.html").stat().st_size > 0
+
+
+@pytest.mark.runtime
+def test_layers_alone_go_the_same_way(run):
+    """`placement=modules`, from the float baseline of the first run."""
+    folder, _ = run
+    process = train(folder.parent, "placement=modules", f"hydra.run.dir={folder.parent}/modules")
+    assert process.returncode == 0, process.stderr
+    assert "placement=modules: each layer on its own" in (folder.parent / "modules" / "plan.txt").read_text()
+    assert json.loads((folder.parent / "modules" / "results.json").read_text())["passed"]

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 import qat
 from qat.errors import CheckpointError, ConfigError, unknown_name
-from qat.settings import reading
+from qat.settings import classes, reading
 from qat.training import QuantizationAwareTraining
 
 
@@ -37,4 +37,5 @@ def build_callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target)
         freeze_bn_at=cfg.qat.freeze_bn_at,
         compile=cfg.qat.compile,
         placement=cfg.placement,
+        leaf_modules=classes(cfg, "leaf_modules"),
     )

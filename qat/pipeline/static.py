@@ -37,6 +37,7 @@ from qat.settings import build
 from qat.target import joint
 from qat.training import Classifier, require_training_state
 from qat.training.processes import by_first
+from qat.training.trial import require_exportable
 from qat.verify import ParityReport
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,9 @@ def static(cfg: DictConfig) -> dict[str, Any]:
             helpers.calibrated(prepared, data.calibration_dataloader(), count)
             top1["ptq"] = measure_top1(cfg, module, data)
         log.info("PTQ top-1 %.2f %%", top1["ptq"])
+        if cfg.qat.epochs > 0 and cfg.qat.try_export:
+            with clock("try_export"):
+                by_first(lambda: require_exportable(prepared, target))
         if cfg.qat.epochs > 0:
             if cfg.ckpt_path is not None:  # before Lightning, which would end in a traceback
                 require_training_state(cfg.ckpt_path)

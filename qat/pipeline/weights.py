@@ -41,7 +41,15 @@ from qat.verify import VNNI_HINT, ParityReport, first_output
 
 log = logging.getLogger(__name__)
 REFERENCE = "integer reference (torch)"
-UNUSED = ("qat.", "quant.activation.", "quant.sum_bits", "quant.weight.quantizer", "placement=", "verify.in_float")
+UNUSED = (
+    "qat.",
+    "quant.activation.",
+    "quant.sum_bits",
+    "quant.weight.quantizer",
+    "placement=",
+    "leaf_modules=",
+    "verify.in_float",
+)
 Quantize = Callable[..., nn.Module]
 
 

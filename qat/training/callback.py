@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qat.artifact import Artifact
@@ -60,6 +60,7 @@ class QuantizationAwareTraining(pl.Callback):
             computes, with layers that lie directly on it; None finds it.
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         placement: `graph`, or `modules` for a network that cannot be traced (`qat.prepare`).
+        leaf_modules: module classes that are not traced through and stay in float.
         export: file that the trained network is exported to when `fit` ends; None for none.
         verify: compare that file, in its runtime, with the trained network on the validation data.
         compile: "regional" runs what follows the convolutions in compiled loops during `fit`; None runs it eagerly.
@@ -87,6 +88,7 @@ class QuantizationAwareTraining(pl.Callback):
         modules: str | Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         placement: str = "graph",
+        leaf_modules: Sequence[type[nn.Module]] = (),
         export: str | Path | None = None,
         verify: bool = True,
         compile: str | None = None,
@@ -107,6 +109,7 @@ class QuantizationAwareTraining(pl.Callback):
             modules=(modules,) if isinstance(modules, str) else None if modules is None else tuple(modules),
             exclude=tuple(exclude),
             placement=placement,
+            leaf_modules=tuple(leaf_modules),
         )
         self.delivery: Delivery | None = None
         if export is not None:

@@ -45,6 +45,7 @@ class Preparation:
         modules: attributes that hold the networks; None finds it.
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         placement: `graph` or `modules`.
+        leaf_modules: classes that are not traced through.
     """
 
     recipe: QuantRecipe
@@ -52,6 +53,7 @@ class Preparation:
     modules: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     placement: str = "graph"
+    leaf_modules: tuple[type[nn.Module], ...] = ()
 
     def find(self, pl_module: pl.LightningModule) -> dict[str, nn.Module]:
         """The networks, prepared or not, by attribute."""
@@ -98,6 +100,7 @@ class Preparation:
                 example_kwargs=calls[name].kwargs,
                 exclude=self.exclude,
                 placement=self.placement,
+                leaf_modules=self.leaf_modules,
             )
             replace_network(pl_module, name, prepared)
             save_apart(pl_module, name)

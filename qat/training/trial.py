@@ -1,13 +1,19 @@
-"""A trial of a model before it costs time: two images through it, in evaluation and in training mode."""
+"""Trials of a model before it costs time: two images through it in both modes, its integers through the exporter."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
-from qat.errors import ConfigError, QatError
+from qat.convert import convert
+from qat.errors import ConfigError, ExportError, QatError
+from qat.export import export
+from qat.placement import PreparedModel
+from qat.target import Target
 from qat.training.outputs import Outputs
 
 
@@ -49,3 +55,20 @@ def require_classifier(model: nn.Module, images: Tensor, num_classes: int, way_o
                     f"{name} returns {list(logits.shape)} for {len(images)} images, and the data has {num_classes} "
                     f"classes; need one logit for each class. {way_out}"
                 )
+
+
+def require_exportable(prepared: PreparedModel, target: Target) -> None:
+    """Raise unless the integers of a calibrated model can be written for its target.
+
+    Args:
+        prepared: Untouched.
+        target: Where it will run.
+
+    Raises:
+        ExportError: What the exporter cannot follow, before training and not after it.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            export(convert(prepared), Path(folder) / f"trial{target.artifact}")
+        except ExportError as error:
+            raise ExportError(f"{error}. Found before training; qat.try_export=false trains nevertheless") from error

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet, vit_b_32
 
-from qat.errors import ConfigError
+import qat
+from qat.errors import ConfigError, ExportError
 from qat.training import require_classifier
+from qat.training.trial import require_exportable
 
 WAY_OUT = "Give it a parameter num_classes"
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -69,3 +71,40 @@ def test_what_is_returned_in_training_is_looked_at_too() -> None:
         require_classifier(Training("loss"), IMAGES, 4, WAY_OUT)
     with pytest.raises(ConfigError, match=r"returns \[2, 5\] for 2 images, and the data has 4 classes"):
         require_classifier(Training((torch.zeros(2, 4), torch.zeros(2, 5))), IMAGES, 4, WAY_OUT)
+
+
+class Branches(nn.Module):
+    """Looks at values, so that no graph of it can be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        return y if y.sum() > 0 else -y
+
+
+def calibrated(model: nn.Module, placement: str) -> qat.PreparedModel:
+    x = torch.randn(4, 6)
+    prepared = qat.prepare(model, x, placement=placement)
+    qat.calibrate(prepared, [x])
+    return prepared
+
+
+def test_a_model_that_cannot_be_exported_is_found_before_training() -> None:
+    prepared = calibrated(Branches(), "modules")
+    with pytest.raises(
+        ExportError, match=r"torch\.export cannot .* Found before training; qat\.try_export=false trains"
+    ):
+        require_exportable(prepared, prepared.target)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("placement", ["graph", "modules"])
+def test_a_trial_changes_nothing(placement: str) -> None:
+    prepared = calibrated(nn.Sequential(nn.Linear(6, 3)), placement).train()
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    require_exportable(prepared, prepared.target)
+    assert prepared.training
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
