@@ -1,4 +1,4 @@
-"""Transfer learning as the experiment has it, on eight images: published weights, a new head, then QAT of the whole."""
+"""Experiments that start from published weights, on eight images: transfer learning, and PyTorch's recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
-from torchvision.models import WeightsEnum, resnet18
+from torchvision.models import WeightsEnum, mobilenet_v2, resnet18
 
 from qat.pipeline import run
 
@@ -57,3 +57,24 @@ def test_first_the_head_then_the_whole(
     trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     still = [key for key in backbone if torch.equal(trained[f"model.{key}"], before[key])]
     assert not still  # every weight and every statistic went on
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
+def test_the_recipe_of_mobilenet_v2(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the experiment has it but for the size, the epochs, and the head: there are two classes here."""
+    published = mobilenet_v2()
+    torch.save(published.state_dict(), tmp_path / "mobilenet_v2.pth")
+    monkeypatch.setattr(WeightsEnum, "url", property(lambda _: (tmp_path / "mobilenet_v2.pth").as_uri()))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    overrides = ["experiment=recipe_mobilenet_v2", f"data.root={photos}", f"run_dir={tmp_path}/run", *SMALL]
+    overrides += [f"cache_dir={tmp_path}/cache", "model.num_classes=2", "init_reset_head=true"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+        results = run(cfg)
+    assert cfg.qat.scheduler.step_size == 30
+    assert results["recipe"] == "w8a8"
+    assert results["examples"] == 4
+    trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    first = "features.0.0.weight"
+    assert not torch.equal(trained[f"model.{first}"], published.state_dict()[first])

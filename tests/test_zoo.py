@@ -16,7 +16,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision.models import convnext, densenet, efficientnet, mobilenetv3, shufflenetv2, swin_transformer
+from torchvision.models import (
+    convnext,
+    densenet,
+    efficientnet,
+    googlenet,
+    maxvit,
+    mnasnet,
+    mobilenetv3,
+    regnet,
+    shufflenetv2,
+    swin_transformer,
+)
 from torchvision.models.vision_transformer import VisionTransformer
 
 FLIPS = 4.0  # steps of the output: a value at a tie rounds the other way, and random weights pass that on
@@ -67,6 +78,25 @@ def convnext_tiny() -> nn.Module:
     return convnext.ConvNeXt(blocks, stochastic_depth_prob=0.2, num_classes=10)
 
 
+def regnet_tiny() -> nn.Module:
+    params = regnet.BlockParams(
+        depths=[1, 1],
+        widths=[8, 16],
+        group_widths=[4, 8],
+        bottleneck_multipliers=[1.0, 1.0],
+        strides=[2, 2],
+        se_ratio=0.25,
+    )
+    return regnet.RegNet(params, num_classes=10, stem_width=8)
+
+
+def maxvit_tiny() -> nn.Module:
+    return maxvit.MaxVit(
+        input_size=(32, 32), stem_channels=8, partition_size=4, block_channels=[8, 16], block_layers=[1, 1], head_dim=8,
+        stochastic_depth_prob=0.2, num_classes=10,
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "vit": (
         lambda: VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10),
@@ -79,6 +109,10 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "mobilenet_v3": (mobilenet, {"hardswish": 5, "hardsigmoid": 2}),
     "efficientnet": (efficient, {"silu": 10}),
     "convnext": (convnext_tiny, {"gelu": 2}),
+    "regnet": (regnet_tiny, {}),
+    "mnasnet": (lambda: mnasnet.MNASNet(0.1, 10), {}),
+    "maxvit": (maxvit_tiny, {"softmax": 4}),
+    "googlenet": (lambda: googlenet.GoogLeNet(10, init_weights=False), {}),
 }
 
 

@@ -17,6 +17,11 @@ def unreachable(what: str, error: Exception, way_out: str) -> str:
 
 def other_classes(what: str, theirs: int, ours: int) -> str:
     """The sentence for weights with another number of classes."""
+    if theirs == 0:
+        return (
+            f"weights {what} were published without a head, and the model is to have {ours} classes; use "
+            "init_reset_head=true (reset_head=True in Python), which trains a head anew"
+        )
     return (
         f"weights {what} have {theirs} classes, the model is to have {ours}; use init_reset_head=true (reset_head=True "
         f"in Python), which takes everything but the head and trains that anew, or num_classes={theirs}"

@@ -96,7 +96,13 @@ def preprocessing(name: str, weights: str | bool | None) -> Preprocessing | None
             "centre cut out; top-1 may differ a little from what is published",
             name, tag, config["crop_mode"],
         )  # fmt: skip
-    size = config["input_size"][-1]
+    height, size = config["input_size"][1:]
+    if height != size:
+        log.warning(
+            "%s.%s was trained and evaluated on images of %d x %d, and images here are square, %d x %d; top-1 is not "
+            "the published one",
+            name, tag, height, size, size, size,
+        )  # fmt: skip
     return Preprocessing(
         image_size=size,
         resize_size=math.floor(size / config["crop_pct"]),

@@ -80,6 +80,24 @@ def test_another_number_of_classes_needs_a_new_head() -> None:
         build("resnet10t", 2, weights="DEFAULT")
 
 
+def test_weights_without_a_head_need_a_new_one() -> None:
+    name = "vit_small_patch16_dinov3"
+    with pytest.raises(CheckpointError, match=r"published without a head.*2 classes; use init_reset_head=true"):
+        build(name, 2, weights="DEFAULT")
+
+
+def test_images_that_are_not_square_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    full = next(
+        n for n in sorted(timm.list_models(pretrained=True)) if len(set(get_pretrained_cfg(n).input_size[1:])) > 1
+    )
+    name, _, tag = full.partition(".")
+    height, width = get_pretrained_cfg(full).input_size[1:]
+    found = preprocessing(name, tag)
+    assert found is not None
+    assert found.image_size == width
+    assert f"on images of {height} x {width}, and images here are square" in caplog.text
+
+
 def test_unknown_name_and_weights_list_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown model of timm 'resnet1O'\. Nearest: .*resnet1.*lists all \d{4}"):
         build("resnet1O")
