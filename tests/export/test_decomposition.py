@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import qat
-from qat.export.decomposition import decomposed_when_needed
+from qat.export.decomposition import ALIASES, TRANSLATED, decomposed_when_needed
 from qat.export.program import export_program
 
 
@@ -32,6 +32,24 @@ def test_what_writes_into_its_input_is_made_functional():
     program = decomposed_when_needed(export_program(InPlace().eval(), (torch.randn(2, 3),)))
     targets = {n.target for n in program.run_decompositions({}).graph.nodes if n.op == "call_function"}
     assert torch.ops.aten.relu_.default not in targets
+
+
+class Turned(nn.Module):
+    def forward(self, x):
+        return x.swapaxes(1, 2).movedim(1, 2)
+
+
+def test_what_no_trace_preserves_is_decomposed_and_other_names_are_replaced():
+    program = decomposed_when_needed(export_program(Turned().eval(), (torch.randn(2, 3, 4),)))
+    assert torch.ops.aten.transpose.int in {n.target for n in program.graph.nodes}  # swapaxes
+    targets = {n.target for n in program.run_decompositions({}).graph.nodes if n.op == "call_function"}
+    assert not {torch.ops.aten.movedim.int, torch.ops.aten.swapaxes.default} & targets
+
+
+def test_torch_onnx_translates_what_is_left_to_it():
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration", reason="private")
+    known = set(registration.ONNXRegistry.from_torchlib().functions)
+    assert known >= {*TRANSLATED, *ALIASES.values()}
 
 
 class Masked(nn.Module):
