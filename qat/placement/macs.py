@@ -42,7 +42,7 @@ def layer_macs(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
         first = next((x for x in inputs if isinstance(x, Tensor)), None)
         return 0 if first is None else _count(first) // first.shape[-1] * sum(w.numel() for w in weights)
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return _count(inputs[0]) * weights[0][0].numel() if inputs else 0
+        return _count(inputs[0]) * layer.weight[0].numel() if inputs else 0
     values = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(values, Tensor):
         return 0

@@ -30,16 +30,24 @@ def test_a_call_is_computed_once_for_each_kind_of_inputs():
     inputs = [
         ((x,), {"dim": 1}),
         ((fake(shapes, 2, 5),), {"dim": 1}),  # the same
-        ((x,), {"dim": True}),  # a bool is no int
         ((fake(shapes, 3, 5),), {"dim": 1}),
         ((fake(shapes, 2, 5, dtype=torch.float64),), {"dim": 1}),
         ((fake(shapes, 5, 2).T,), {"dim": 1}),  # other strides
     ]
     with shapes.mode:
         results = [shapes.run(F.softmax, args, kwargs, compute) for args, kwargs in inputs]
-    assert compute.calls == 5
-    assert [tuple(r.shape) for r in results] == [(2, 5), (2, 5), (2, 5), (3, 5), (2, 5), (2, 5)]
-    assert results[4].dtype is torch.float64
+    assert compute.calls == 4
+    assert [tuple(r.shape) for r in results] == [(2, 5), (2, 5), (3, 5), (2, 5), (2, 5)]
+    assert results[3].dtype is torch.float64
+
+
+def test_numbers_are_told_apart_by_their_types():
+    shapes, compute = Shapes(), Counting(torch.mul)
+    x = fake(shapes, 2, dtype=torch.int64)
+    with shapes.mode:
+        dtypes = [shapes.run(torch.mul, (x, factor), {}, compute).dtype for factor in (1, True, 1.0, 1)]
+    assert compute.calls == 3
+    assert dtypes == [torch.int64, torch.int64, torch.float32, torch.int64]
 
 
 def test_layers_are_told_apart_by_their_settings_and_mode():
