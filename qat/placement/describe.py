@@ -45,7 +45,7 @@ def describe(
                 output = choices.of_activation(name).spec.short
                 ops.append(PlannedOp(name=name, kind=kind, integer=True, output=output))
             continue
-        if is_tensor(node):
+        if is_tensor(node) or node.meta.get("macs"):  # recurrent layers and attention return more than tensors
             ops.append(_operator(node, modules, sites, excluded, choices))
     notes = (*choices.notes, *((FIXED_SIZE,) if captured.sized else ()))
     spelled = (("weights", str(choices.weight.spec)), ("activations", str(choices.activation.spec)))

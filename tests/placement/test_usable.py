@@ -32,7 +32,7 @@ def test_lazy_layers_are_refused(placement):
         qat.prepare(model, IMAGES, placement=placement)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of scripting itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # of scripting itself
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_torchscript_is_refused(placement):
     with pytest.raises(PlacementError, match=r"TorchScript.* prepare the module that it was made of"):
