@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import (
+    GoogLeNet,
     convnext,
     densenet,
     efficientnet,
-    googlenet,
     maxvit,
     mnasnet,
     mobilenetv3,
@@ -112,7 +112,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "regnet": (regnet_tiny, {}),
     "mnasnet": (lambda: mnasnet.MNASNet(0.1, 10), {}),
     "maxvit": (maxvit_tiny, {"softmax": 4}),
-    "googlenet": (lambda: googlenet.GoogLeNet(10, init_weights=False), {}),
+    "googlenet": (lambda: GoogLeNet(10, init_weights=False), {}),
 }
 
 
