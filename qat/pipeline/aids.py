@@ -24,11 +24,19 @@ def read_distillation(cfg: DictConfig, source: ModelSource) -> Distillation | No
     """The share of the float model in the loss; None to learn from labels alone.
 
     Raises:
-        ConfigError: a wrong value or key; nothing is trained; the float model would be untrained itself.
+        ConfigError: a wrong value or key; nothing is trained; the float model would be untrained itself;
+            features that nothing compares.
     """
     distill = _read(cfg, "distill", Distillation, "{temperature: 2.0, weight: 0.5}")
     if distill is None:
         return None
+    if not distill.features and "feature_weight" in cfg.qat.distill:
+        raise ConfigError("qat.distill.feature_weight has no effect without qat.distill.features=[NAME, ...]")
+    if distill.features and (cfg.qat.equalize or cfg.placement == "modules"):
+        why = (
+            "qat.equalize scales what it computes on the way" if cfg.qat.equalize else "placement=modules has no graph"
+        )
+        raise ConfigError(f"qat.distill.features are those of the float model, and {why}; leave one of the two out")
     if cfg.init_from is None and source.weights is None and cfg.float.epochs == 0:
         raise ConfigError(
             "qat.distill needs a float teacher, and the float model of this run is not trained: give init_from=FILE, "

@@ -9,6 +9,7 @@ reestimate_bn     BatchNorm's statistics under the deployed weights        qat.r
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -22,7 +23,9 @@ from qat.bias_correction import correct_biases
 from qat.equalize import equalize
 from qat.errors import ConfigError, unknown_name
 from qat.keep_zeros import keep_zeros
+from qat.pipeline.wanted import read_recipe
 from qat.placement.prepared import PreparedModel
+from qat.quantizers import DoReFa
 from qat.reestimate import reestimate_batchnorm
 from qat.settings import plain, reading
 
@@ -132,6 +135,13 @@ def read_helpers(cfg: DictConfig) -> Helpers:
             if key not in known:
                 raise ConfigError(unknown_name("key of qat.adaround", str(key), known))
         rounding = Rounding(**given)
+        recipe = read_recipe(cfg)
+        kind = recipe.weight.quantizer.resolve()
+        if inspect.isclass(kind) and issubclass(kind, DoReFa):
+            raise ConfigError(
+                f"recipe {recipe.name} rounds a tanh of its weights, and qat.adaround rounds weights themselves; use a "
+                "recipe with LSQ or observed ranges, such as w4a8, or qat.adaround=null"
+            )
     along = [f"qat.{key}" for key in ("equalize", "adaround", "correct_biases") if cfg.qat[key] not in (None, False)]
     if along and cfg.placement == "modules":
         raise ConfigError(

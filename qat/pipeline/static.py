@@ -97,6 +97,8 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         module = build_classifier(cfg, "qat", model, data, distill=distill, teacher=baseline.model)
         with clock("prepare"):
             callback.prepare(module, (example,))
+            if distill is not None and distill.features:
+                module.learn_features()  # names that nothing has end the run here
         prepared = _prepared(module)
         write_text(folder / "plan.txt", str(prepared.plan))
         with clock("calibrate"):

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from qat.errors import ConfigError
 from qat.placement import quantizers
 from qat.training.distillation import Distillation, require_teacher
+from qat.training.features import FeatureTeacher, watched
 from qat.training.finite import require_finite_loss
 from qat.training.outputs import Outputs
 
@@ -77,6 +78,7 @@ class Classifier(pl.LightningModule):
         self.distill = distill
         # past nn.Module, which would train it, save it, and take it for a network to quantize
         self.__dict__["teacher"] = None if distill is None else require_teacher(teacher)
+        self.__dict__["features"] = None  # the teacher's twin, once the student is prepared
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.test_top1 = MulticlassAccuracy(num_classes, average="micro")
 
@@ -87,10 +89,15 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; NaN and Inf end training here."""
         images, labels = batch
-        outputs = self._outputs(images)
+        learns = self.distill is not None and self.distill.features and self.training  # not while it calibrates
+        with watched(self.model, self.learn_features().paths if learns else ()) as seen:
+            outputs = self._outputs(images)
         loss = F.cross_entropy(outputs.logits, labels, label_smoothing=self.label_smoothing)
         if self.distill is not None:
-            loss = self.distill.loss(loss, outputs.logits, self._taught(images))
+            logits, features = self._taught(images, features=bool(learns))
+            loss = self.distill.loss(loss, outputs.logits, logits)
+            if learns:
+                loss = loss + self.distill.feature_weight * self.learn_features().loss(seen, features)
         for logits in outputs.auxiliary:
             weight = outputs.aux_weight if self.aux_weight is None else self.aux_weight
             loss = loss + weight * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -130,11 +137,26 @@ class Classifier(pl.LightningModule):
     def _outputs(self, images: Tensor) -> Outputs:
         return Outputs.of(self.model(images), type(self.model).__name__)
 
-    def _taught(self, images: Tensor) -> Tensor:
-        """The teacher's logits [N, C]."""
+    def learn_features(self) -> FeatureTeacher:
+        """The teacher of features, made for the prepared network when it is first asked for.
+
+        Raises:
+            ConfigError: no teacher or features; the network is not prepared, or calls no such module.
+        """
+        if self.distill is None or not self.distill.features:
+            raise ConfigError("there are no features to learn; give distill.features=[NAME, ...]")
+        if self.__dict__["features"] is None:
+            self.__dict__["features"] = FeatureTeacher(self.model, self.__dict__["teacher"], self.distill.features)
+        return cast(FeatureTeacher, self.__dict__["features"])
+
+    def _taught(self, images: Tensor, *, features: bool) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's logits [N, C], and its features."""
+        if features:
+            returned, seen = self.learn_features().taught(images)
+            return Outputs.of(returned, type(self.__dict__["teacher"]).__name__).logits, seen
         teacher = self.__dict__["teacher"].to(images.device)
         with torch.no_grad():
-            return Outputs.of(teacher(images), type(teacher).__name__).logits
+            return Outputs.of(teacher(images), type(teacher).__name__).logits, []
 
     def _horizon(self) -> dict[str, int]:
         build = self.build_scheduler

@@ -1,11 +1,13 @@
 """How much a network learns from its teacher, and from which.
 
 loss = (1 - weight) * CE(logits, labels) + weight * T^2 KL(teacher || logits)       functional/distillation.py
+       + feature_weight * mean over `features` of the squared error relative to the teacher's     features.py
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ class Distillation:
     Args:
         temperature: of both softmaxes, > 0.
         weight: share of the teacher in the loss, in (0, 1]; 1 learns from it alone.
+        features: modules whose outputs are to be the teacher's too, by the names of the plan, e.g. `layer3.2.add`.
+        feature_weight: of their loss beside that of labels and logits, > 0.
 
     Raises:
         ConfigError: a value out of range.
@@ -29,6 +33,8 @@ class Distillation:
 
     temperature: float = 2.0
     weight: float = 0.5
+    features: Sequence[str] = ()
+    feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -37,6 +43,13 @@ class Distillation:
         if not 0 < self.weight <= 1:
             raise ConfigError(
                 f"need 0 < distill.weight <= 1, got {self.weight}; to learn from labels alone: distill=null"
+            )
+        if isinstance(self.features, str) or not all(isinstance(name, str) and name for name in self.features):
+            raise ConfigError(f"need distill.features=[NAME, ...], names of the plan, got {self.features!r}")
+        object.__setattr__(self, "features", tuple(self.features))
+        if not (self.feature_weight > 0 and math.isfinite(self.feature_weight)):
+            raise ConfigError(
+                f"need distill.feature_weight > 0, got {self.feature_weight}; without: distill.features=[]"
             )
 
     def loss(self, from_labels: Tensor, student: Tensor, teacher: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def test_none_unless_asked_for() -> None:
     assert read() is None
     assert read("qat.distill={}") == Distillation()
     assert read("qat.distill={temperature: 4, weight: 1}") == Distillation(temperature=4, weight=1)
+    assert read("qat.distill={features: [layer1.0.add]}") == Distillation(features=("layer1.0.add",))
 
 
 @pytest.mark.parametrize("experiment", ["w4a8", "w4a4_lsq", "w3a3_lsq", "w2a2_lsq"])
@@ -46,6 +47,10 @@ def test_experiments_at_few_bits_have_a_teacher(experiment: str) -> None:
         (["float.epochs=0", "qat.distill={}"], r"qat.distill needs a float teacher, and the float model of this run"),
         (["qat.distill={temperatur: 4}"], r"unknown key of qat.distill 'temperatur'. Did you mean temperature"),
         (["qat.distill=logits"], r"qat.distill needs a mapping such as .*, got 'logits'"),
+        (["qat.distill={feature_weight: 2}"], r"qat.distill.feature_weight has no effect without qat.distill.features"),
+        (["qat.distill={features: layer1}"], r"need distill.features=\[NAME, ...\], names of the plan, got 'layer1'"),
+        (["qat.distill={features: [a]}", "qat.equalize=true"], r"and qat.equalize scales what it computes on the way"),
+        (["qat.distill={features: [a]}", "placement=modules"], r"and placement=modules has no graph; leave one"),
         (["qat.distill={weight: 2}"], r"need 0 < distill.weight <= 1, got 2"),
         (["qat.distill={weight: much}"], r"qat: .* See conf/qat for the values it takes"),
     ],

@@ -112,6 +112,10 @@ def test_read_from_the_config() -> None:
     [
         (["qat.adaround=true"], r"qat.adaround needs a mapping such as .*, got True"),
         (["qat.adaround={image: 3}"], r"unknown key of qat.adaround 'image'. Did you mean images"),
+        (
+            ["qat.adaround={}", "quant=w4a4_dorefa"],
+            r"recipe w4a4_dorefa rounds a tanh of its weights, and qat.adaround",
+        ),
         (["qat.adaround={images: 0}"], r"need qat.adaround.images >= 1, a whole number, got 0"),
         (["qat.keep_zeros=yes please"], r"need qat.keep_zeros=true or false, got 'yes please'"),
         (["qat.equalize=2"], r"need qat.equalize=true or false, got 2"),
