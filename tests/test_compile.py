@@ -145,3 +145,16 @@ def test_switched_off_again_it_is_the_eager_function_bit_for_bit(small_net, imag
     compile_regions(model)
     assert not compile_regions(model, enabled=False)
     assert torch.equal(step(model, images)[0], step(eager, images)[0])
+
+
+def test_torchs_own_compile_of_a_model_that_learns_ranges(small_net, images):
+    """In training mode, observers and statistics included: what it traces writes into buffers, never anew."""
+    eager = qat.prepare(small_net, images)
+    qat.calibrate(eager, [images])
+    traced = copy.deepcopy(eager)
+    outputs = [model.train()(images) for model in (eager, torch.compile(traced, backend="eager"))]
+    assert (outputs[0] != outputs[1]).float().mean() <= FLIPPED
+    for name, quantizer in qat.quantizers(eager).items():
+        other = qat.quantizers(traced)[name]
+        torch.testing.assert_close(quantizer.scale, other.scale, rtol=STATISTICS, atol=0)
+        assert getattr(quantizer.observer, "batches", 0) == getattr(other.observer, "batches", 0)

@@ -48,7 +48,7 @@ class MovingAverage(Observer):
 
     def update(self, low: Tensor, high: Tensor) -> None:
         """Move towards the new range."""
-        self.batches += 1
+        self.batches.add_(1)  # not `+= 1`, which sets the attribute too: torch.compile would lose it
         weight = (1.0 / self.batches).clamp(min=self.momentum)
         first = self.batches == 1  # the buffers hold infinities until then
         self.low.copy_(torch.where(first, low, self.low + weight * (low - self.low)))
