@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+SECONDS = 10  # for git on a slow disk
 PACKAGES = (
     "qat",
     "torch",
@@ -51,6 +53,17 @@ def saturation(target: str, cpu: dict[str, object]) -> str:
         "and sums of 8-bit products saturate. target.weight_bits=7 is exact here; the parity table will say how far "
         "8 bits are off"
     )
+
+
+def commit(folder: str | Path = ".") -> str:
+    """The commit that the code in a folder is at; empty outside a repository, or without git."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def versions() -> dict[str, str]:

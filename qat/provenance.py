@@ -19,6 +19,7 @@ from qat.target import Target
 
 FORMAT = 3  # since 3 a Trainer's checkpoint has its ranges here, not in its state_dict
 KEY = "qat"  # of the entry in a checkpoint
+FLOAT = "float_sha256"  # in it: fingerprints of the float networks that training began with, by name
 RANGES = "ranges"  # of the tensors in it, by name; a file of one model alone has them in its state_dict
 
 

@@ -57,7 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sensitivity": WORDS | NUMERICS | {"placement", "switches", "calibrate", "inputs", "verify", "walk"},
     "mixed": WORDS | {"functional", "placement", "sensitivity"},
     "audit": {"errors", "artifact", "convert", "export", "runtime"},
-    "training": WORDS | NUMERICS | VERBS | {"inputs", "artifact", "files", "export", "models", "verify", "provenance"},
+    "training": WORDS
+    | NUMERICS
+    | VERBS
+    | {"inputs", "artifact", "audit", "files", "export", "machine", "models", "runtime", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
     "runtime": GRIDS | {"artifact", "target"},

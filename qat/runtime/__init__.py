@@ -57,10 +57,14 @@ def runtime_module(name: str) -> ModuleType:
     return _needing(name, f"qat.runtime.{name}")
 
 
-def require_installed(target: Target) -> None:
-    """Raise `ConfigError` naming the extra when the package that `target` needs is missing; ask before training."""
-    if target.runtime in EXTRAS:
-        _needing(target.runtime, EXTRAS[target.runtime])
+def require_installed(target: Target, suffix: str = "") -> None:
+    """Raise `ConfigError` naming the extra when a package is missing that `target` needs, or a file of this suffix.
+
+    To be asked before training.
+    """
+    for runtime in (target.runtime, SUFFIXES.get(suffix, "")):
+        if runtime in EXTRAS:
+            _needing(runtime, EXTRAS[runtime])
 
 
 def _needing(extra: str, module: str) -> ModuleType:

@@ -23,7 +23,7 @@ from qat.calibrate import calibrate
 from qat.compile import compile_regions
 from qat.errors import ConfigError, unknown_name
 from qat.placement import PLACEMENTS, PreparedModel, quantizers
-from qat.provenance import KEY, provenance
+from qat.provenance import FLOAT, KEY, provenance
 from qat.recipe import QuantRecipe, numerics
 from qat.switches import freeze_batchnorm, observers
 from qat.target import Target
@@ -62,7 +62,7 @@ class QuantizationAwareTraining(pl.Callback):
         placement: `graph`, or `modules` for a network that cannot be traced (`qat.prepare`).
         leaf_modules: module classes that are not traced through and stay in float.
         export: file that the trained network is exported to when `fit` ends; None for none.
-        verify: compare that file, in its runtime, with the trained network on the validation data.
+        verify: audit that file, and compare it, in its runtime, with the trained network on the validation data.
         compile: "regional" runs what follows the convolutions in compiled loops during `fit`; None runs it eagerly.
 
     Attributes:
@@ -73,7 +73,8 @@ class QuantizationAwareTraining(pl.Callback):
         ConfigError: a value out of range; an unknown recipe or target; two of these callbacks in one Trainer.
         CaptureError, PlacementError: when `fit` starts and the network cannot be prepared.
         NumericsError: a loss, weight or range that is NaN or Inf.
-        ExportError: a folder that cannot be written, when `fit` starts.
+        ExportError: a folder that cannot be written, when `fit` starts; then also a missing package, a `ConfigError`.
+        ArtifactError: when `fit` ends and the artefact does not pass its audit.
         ParityError: when `fit` ends and the artefact does not behave like the network.
     """
 
@@ -180,11 +181,11 @@ class QuantizationAwareTraining(pl.Callback):
         self._phase = None
         require_replicas(trainer.strategy)
         require_float_scales(str(trainer.precision))
-        adapt(trainer.strategy, self.recipe, freezes=self.schedule.freeze_observers_at < 1)
+        adapt(trainer.strategy)
         if not prepared_networks(pl_module):
             require_own_script(trainer.strategy)
         if self.delivery is not None:
-            self.delivery.require_possible()
+            self.delivery.require_possible(self.target)
         look_before_loading(pl_module, self.recipe, self.target)
         self.preparation.before_fit(trainer, pl_module, single=self.delivery is not None)
 
@@ -258,8 +259,17 @@ class QuantizationAwareTraining(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say in the checkpoint what its quantizers are."""
-        checkpoint[KEY] = provenance(self.recipe, self.target)
+        """Say in the checkpoint what its quantizers are, and which float network they were put into."""
+        checkpoint[KEY] = {**provenance(self.recipe, self.target), FLOAT: dict(self.preparation.fingerprints)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember which float network training began with; the one here is another, until the checkpoint is loaded."""
+        told = checkpoint.get(KEY, {}).get(FLOAT)
+        self.preparation.fingerprints.clear()
+        if isinstance(told, Mapping):
+            self.preparation.fingerprints.update({str(k): str(v) for k, v in told.items()})
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module's own hooks."""
@@ -281,4 +291,5 @@ class QuantizationAwareTraining(pl.Callback):
         if delivery is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         ((name, network),) = self.prepared(pl_module).items()
-        self.artifact, self.report = by_first(lambda: delivery.deliver(trainer, pl_module, name, network))
+        sha256 = self.preparation.fingerprints.get(name)
+        self.artifact, self.report = by_first(lambda: delivery.deliver(trainer, pl_module, name, network, sha256))

@@ -50,6 +50,8 @@ def find_networks(module: nn.Module, names: Sequence[str] | None = None) -> dict
         return prepared
     owner = type(module).__name__
     if not candidates:
+        for name, child in module.named_children():
+            _require_unconverted(name, child)
         raise ConfigError(
             f"{owner} has no child with parameters to quantize. Assign the network to an attribute, "
             "e.g. self.model, in __init__, setup or configure_model"
@@ -91,7 +93,17 @@ def _named(module: nn.Module, name: str) -> nn.Module:
     if name == OWN and has_forward(module):
         return own_network(module) or module
     try:
-        return module.get_submodule(name)
+        network = module.get_submodule(name)
     except AttributeError:
         known = [n for n, _ in module.named_children()]
         raise ConfigError(unknown_name(f"module of {type(module).__name__}", name, known)) from None
+    _require_unconverted(name, network)
+    return network
+
+
+def _require_unconverted(name: str, network: nn.Module) -> None:
+    if "prepared" in getattr(network, "meta", {}):  # where qat.convert says what it came from
+        raise ConfigError(
+            f"{name!r} is an integer model from qat.convert, which has nothing to train; give it the float network, or "
+            "the prepared one that it was converted from"
+        )

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelPruning
+from pytorch_lightning.utilities.compile import to_uncompiled
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from qat.artifact import fingerprint
 from qat.errors import ConfigError
 from qat.placement import PreparedModel, prepare
 from qat.recipe import QuantRecipe
@@ -32,6 +34,7 @@ from qat.training.saved import save_apart
 
 logger = logging.getLogger(__name__)
 
+COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 
 
@@ -46,6 +49,9 @@ class Preparation:
         exclude: glob patterns of modules that stay in float, besides the recipe's.
         placement: `graph` or `modules`.
         leaf_modules: classes that are not traced through.
+
+    Attributes:
+        fingerprints: of the float networks that were prepared, by name.
     """
 
     recipe: QuantRecipe
@@ -54,6 +60,7 @@ class Preparation:
     exclude: tuple[str, ...] = ()
     placement: str = "graph"
     leaf_modules: tuple[type[nn.Module], ...] = ()
+    fingerprints: dict[str, str] = field(default_factory=dict, init=False, compare=False)
 
     def find(self, pl_module: pl.LightningModule) -> dict[str, nn.Module]:
         """The networks, prepared or not, by attribute."""
@@ -92,6 +99,7 @@ class Preparation:
             if isinstance(network, PreparedModel):
                 self._require_same(name, network)
                 continue
+            self.fingerprints[name] = fingerprint(network)
             prepared = prepare(
                 layers_of(pl_module) if network is pl_module else network,
                 calls[name].args,
@@ -145,6 +153,7 @@ class Preparation:
             self.apply(pl_module, todo, calls)
 
     def _of_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, single: bool) -> None:
+        uncompiled(pl_module)
         networks = self.find(pl_module)
         for name, network in networks.items():
             if isinstance(network, OptimizedModule):
@@ -160,7 +169,9 @@ class Preparation:
         if todo:
             with evaluating(pl_module):
                 calls = example_calls(pl_module, todo) or _calls_of_first_batch(trainer, pl_module, todo)
-        self.apply(pl_module, networks, calls)
+        prepared = self.apply(pl_module, networks, calls)
+        if single:
+            require_tensors(prepared)
 
     def _require_same(self, name: str, network: PreparedModel) -> None:
         if (network.recipe, network.target) != (self.recipe, self.target):
@@ -168,6 +179,31 @@ class Preparation:
                 f"{name!r} is already prepared with recipe {network.recipe.name} for target {network.target.name}, "
                 f"the callback says {self.recipe.name} for {self.target.name}; give it the same, or a float network"
             )
+
+
+def require_tensors(networks: Mapping[str, PreparedModel]) -> None:
+    """Raise `ConfigError` for inputs that train, and that no file takes: a dict or a list in one argument."""
+    for name, network in networks.items():
+        strange = [type(x).__name__ for x in network.example_inputs if isinstance(x, Mapping | list | tuple)]
+        if strange:
+            raise ConfigError(
+                f"forward of {name!r} takes a {strange[0]} as one input, and a file takes tensors. Let it take each of "
+                f"them, called as self.{name}(**batch) or self.{name}(*batch); or leave export out"
+            )
+
+
+def uncompiled(pl_module: pl.LightningModule) -> None:
+    """Take a module out of `torch.compile`, in which Lightning trains the steps of `fit(torch.compile(module))`."""
+    if pl_module._compiler_ctx is None:
+        return
+    to_uncompiled(pl_module)
+    for hook in COMPILED:  # bound methods of its class, now as attributes
+        vars(pl_module).pop(hook, None)
+    logger.warning(
+        "%s trains without torch.compile, which would hold its steps as they were before it was prepared; "
+        "compile='regional' helps",
+        type(pl_module).__name__,
+    )
 
 
 def stop_waiting(pl_module: pl.LightningModule) -> None:

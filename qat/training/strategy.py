@@ -2,7 +2,7 @@
 
 DDP               each process has the whole network: ranges are exchanged (functional/across.py), gradients averaged
 sync_batchnorm    Lightning's plugin would take the quantizers behind BatchNorms away; ours leaves them
-trained ranges    frozen, they are no part of the loss, which DDP must be told to look for
+trained ranges    train to the end, so that every parameter has a gradient at every step, as DDP expects
 FSDP, DeepSpeed   refused: a process sees a slice of a weight, and its range needs all of it
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
@@ -21,7 +21,6 @@ from qat.recipe import QuantRecipe
 from qat.switches import sync_batchnorm
 
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
-UNUSED = "find_unused_parameters"
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
@@ -67,27 +66,11 @@ def require_own_script(strategy: Strategy) -> None:
         )
 
 
-def adapt(strategy: Strategy, recipe: QuantRecipe, *, freezes: bool) -> None:
-    """Set what DDP must know, before it wraps the module.
-
-    Args:
-        strategy: of the Trainer.
-        recipe: whose quantizers may have trained ranges.
-        freezes: whether ranges are frozen while training goes on.
-
-    Raises:
-        ConfigError: `find_unused_parameters=False`, and ranges that are trained and then frozen.
-    """
-    # no public names for these two; both are what the Trainer was given
+def adapt(strategy: Strategy) -> None:
+    """Leave quantizers where Lightning would put plain layers, before the strategy takes the module."""
+    # no public name for it; it is what the Trainer was given
     if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
         strategy._layer_sync = SyncedBatchNorm()  # type: ignore[attr-defined]
-    if not isinstance(strategy, DDPStrategy) or not freezes or not trains_ranges(recipe):
-        return
-    if not strategy._ddp_kwargs.setdefault(UNUSED, True):
-        raise ConfigError(
-            f"{UNUSED}=False, and recipe {recipe.name} trains ranges that are frozen in the end: they get no gradient "
-            'then, and DDP would wait for it. Use strategy="ddp_find_unused_parameters_true", or freeze_observers_at=1'
-        )
 
 
 def trains_ranges(recipe: QuantRecipe) -> bool:

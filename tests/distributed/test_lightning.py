@@ -17,8 +17,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 from qat.errors import ConfigError
-from qat.recipe import QuantRecipe
-from qat.training.strategy import adapt, require_own_script, require_replicating, trains_ranges
+from qat.training.strategy import adapt, require_own_script, require_replicating
 
 PROJECT = Path(__file__).with_name("project.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -72,26 +71,11 @@ def test_processes_that_keep_what_they_prepare_are_refused():
         require_own_script(trainer.strategy)
 
 
-def test_ddp_is_told_to_look_for_frozen_ranges():
-    lsq, observed = (QuantRecipe.parse(name) for name in ("w4a4_lsq", "w8a8"))
-    assert (trains_ranges(lsq), trains_ranges(observed)) == (True, False)
-    for recipe, freezes, wanted in (
-        (lsq, True, {"find_unused_parameters": True}),
-        (lsq, False, {}),
-        (observed, True, {}),
-    ):
-        strategy = DDPStrategy()
-        adapt(strategy, recipe, freezes=freezes)
-        assert strategy._ddp_kwargs == wanted
-    with pytest.raises(ConfigError, match="recipe w4a4_lsq trains ranges that are frozen in the end"):
-        adapt(DDPStrategy(find_unused_parameters=False), lsq, freezes=True)
-
-
 def test_lightnings_switch_for_batchnorm_leaves_quantizers_where_they_are():
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", sync_batchnorm=True, logger=False, enable_checkpointing=False
     )
-    adapt(trainer.strategy, QuantRecipe.parse("w8a8"), freezes=True)
+    adapt(trainer.strategy)
     synced = trainer.strategy._layer_sync.apply(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
     assert type(synced[1]) is nn.SyncBatchNorm
     assert type(trainer.strategy._layer_sync.revert(synced)[1]) is not nn.SyncBatchNorm

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
+import qat
 from qat.errors import ConfigError
 from qat.training.networks import find_networks, replace_network
 
@@ -58,6 +60,16 @@ def test_names_are_taken_at_their_word() -> None:
 def test_no_network_says_how_to_name_it(children: dict[str, Any], names: list[str] | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_networks(holder(**children), names)
+
+
+@pytest.mark.parametrize("names", [None, ["model"]])
+@pytest.mark.parametrize("placement", ["graph", "modules"])
+def test_a_converted_network_has_nothing_to_train(names: list[str] | None, placement: str) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    prepared = qat.prepare(net(), x, placement=placement)
+    qat.calibrate(prepared, [x])
+    with pytest.raises(ConfigError, match=r"'model' is an integer model from qat\.convert, which has nothing to train"):
+        find_networks(holder(model=qat.convert(prepared)), names)
 
 
 def test_replace_below_a_container() -> None:

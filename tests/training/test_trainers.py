@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import qat
-from qat.errors import ConfigError
+from qat.errors import CaptureError, ConfigError, PlacementError
 from qat.placement import PreparedModel
 
 Trainers = Callable[..., pl.Trainer]
@@ -59,13 +61,32 @@ def test_half_precision_where_there_is_none(trainer: Trainers, stranger: type, l
     assert all(q.scale.dtype is torch.float32 for q in qat.quantizers(module).values())
 
 
-def test_validation_test_and_prediction_before_fit(trainer: Trainers, stranger: type, loader: Loader) -> None:
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_validation_test_and_prediction_before_fit(
+    trainer: Trainers, stranger: type, loader: Loader, stage: str
+) -> None:
     """The module is float then, and stays it."""
-    module = stranger()
+
+    class Every(stranger):  # type: ignore[misc,valid-type]
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("test_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0])
+
+    module = Every()
+    before = set(vars(module))
     quiet = trainer(qat.QuantizationAwareTraining())
-    (results,) = quiet.validate(module, loader, verbose=False)
-    assert results["val_loss"] > 0
+    images = next(iter(loader))[0]
+    expected = module.eval()(images)
+    module.train()
+    if stage == "predict":
+        torch.testing.assert_close((quiet.predict(module, loader) or [])[0], expected, rtol=0, atol=0)
+    else:
+        (results,) = getattr(quiet, stage)(module, loader, verbose=False)
+        assert min(results.values()) > 0
     assert not isinstance(module.model, PreparedModel)
+    assert set(vars(module)) - before <= {"_hparams"}
     quiet.fit(module, loader, loader)
     assert isinstance(module.model, PreparedModel)
 
@@ -78,6 +99,96 @@ def test_a_compiled_network_is_prepared_itself(
     trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader)
     assert isinstance(module.model, PreparedModel)
     assert "model trains without torch.compile, which hides its layers; compile='regional' helps" in caplog.text
+
+
+def test_a_compiled_module_is_prepared_itself(
+    trainer: Trainers, stranger: type, loader: Loader, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And trains as one that never was compiled, bit for bit."""
+    compiled = stranger()
+    plain = stranger(network=copy.deepcopy(compiled.model))
+    for fitted in (plain, torch.compile(compiled, backend="eager")):
+        torch.manual_seed(3)
+        trainer(qat.QuantizationAwareTraining()).fit(fitted, loader, loader)
+    assert isinstance(compiled.model, PreparedModel)
+    assert not {"forward", "training_step", "validation_step"} & set(vars(compiled))
+    ours, theirs = compiled.state_dict(), plain.state_dict()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert "Stranger trains without torch.compile, which would hold its steps" in caplog.text
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a4_lsq", "w4a4_pact"])
+def test_deterministic(
+    trainer: Trainers, stranger: type, loader: Loader, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """No operator of a step is one that torch refuses then; twice the same, bit for bit."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)  # Lightning sets it
+    states = []
+    try:
+        for _ in range(2):
+            torch.manual_seed(5)
+            module = stranger()
+            trainer(qat.QuantizationAwareTraining(recipe=recipe), deterministic=True, max_epochs=2).fit(
+                module, loader, loader
+            )
+            assert torch.are_deterministic_algorithms_enabled()
+            states.append(module.state_dict())
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
+
+
+def test_a_dict_as_one_input(trainer: Trainers, stranger: type, tiny_net: type, loader: Loader, tmp_path: Path) -> None:
+    """It trains; a file has no such input, which is said before training."""
+
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.net(batch["image"])
+
+    class Dicts(stranger):  # type: ignore[misc,valid-type]
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model({"image": x})
+
+    module = Dicts(network=Takes())
+    trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader)
+    assert isinstance(module.model, PreparedModel)
+    with pytest.raises(ConfigError, match=r"forward of 'model' takes a dict as one input.*self\.model\(\*\*batch\)"):
+        trainer(qat.QuantizationAwareTraining(export=tmp_path / "model.onnx")).fit(
+            Dicts(network=Takes()), loader, loader
+        )
+
+
+class Branches(nn.Module):
+    """What no tracer follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+
+def test_a_network_that_cannot_be_traced(trainer: Trainers, stranger: type, loader: Loader) -> None:
+    module = stranger(network=Branches())
+    with pytest.raises(CaptureError, match=r"(?s)Branches cannot be traced at .*placement=modules"):
+        trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader)
+    assert not isinstance(module.model, PreparedModel)
+    trainer(qat.QuantizationAwareTraining(placement="modules")).fit(module, loader, loader)
+    assert isinstance(module.model, PreparedModel)
+
+
+def test_a_recipe_that_leaves_nothing(trainer: Trainers, stranger: type, loader: Loader) -> None:
+    module = stranger()
+    with pytest.raises(PlacementError, match="nothing to quantize in TinyNet"):
+        trainer(qat.QuantizationAwareTraining(exclude=["*"])).fit(module, loader, loader)
+    assert not isinstance(module.model, PreparedModel)
 
 
 @pytest.mark.runtime
