@@ -29,6 +29,7 @@ import torch
 import torchvision
 import zoo_table
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -249,7 +250,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     console, record, rows = Console(soft_wrap=True), zoo_table.read(args.record), []
     known = {model for model, _ in record}
-    for name in [n for n in args.models or names() if not (args.missing and n in known)]:
+    wanted = [n for n in args.models or names() if not (args.missing and n in known)]
+    for name in track(wanted, "zoo", console=console, transient=True, disable=not console.is_terminal):
         row = in_own_process(name, args)
         rows.append(row)
         if "error" not in row:

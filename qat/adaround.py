@@ -41,6 +41,7 @@ def adaround(
     learning_rate: float = 0.01,
     regularization: float = 0.01,
     seed: int = 0,
+    follow: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> dict[str, float]:
     """Learn the rounding of every weight, in place; returns per layer the share that leaves its nearest integer.
 
@@ -54,6 +55,7 @@ def adaround(
         learning_rate: of Adam.
         regularization: the lambda above.
         seed: of the order of examples.
+        follow: goes through the layers, e.g. with a progress bar.
 
     Raises:
         PlacementError: not a prepared model, or one without a graph.
@@ -80,7 +82,7 @@ def adaround(
     try:
         prepared.eval()
         fake_quant(prepared, enabled=True)
-        for layer, (name, norm) in weighted_in_order(prepared).items():
+        for layer, (name, norm) in follow([*weighted_in_order(prepared).items()]):
             x, _ = _seen(prepared, layer, kept)
             _, y = _seen(baseline, targets[name], kept)
             after = _after(prepared, name, norm)

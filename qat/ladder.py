@@ -48,9 +48,11 @@ def ladder(
     examples, labelled = 0, True
     for batch in batches:
         x, labels = Inputs.of(batch), labels_of(batch)
-        reference = stages[base](x)
+        reference, previous = stages[base](x), None
         for name, run in stages.items():
-            tallies[name].add(reference if name == base else run(x), reference, labels, 1.0)
+            output = reference if name == base else run(x)
+            tallies[name].add(output, reference, labels, 1.0, previous)
+            previous = output
         examples += len(x)
         labelled &= labels is not None
     if not examples:

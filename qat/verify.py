@@ -59,6 +59,8 @@ class Stage:
         max_steps: largest difference from the fake-quant model's output, in steps of the output's grid.
         mean_steps: mean of that difference.
         gated: whether the tolerance applies.
+        agreement_before: percent of examples with the class of the stage before; None for the first.
+        mean_steps_before: mean difference from the output of the stage before; None for the first.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Stage:
     max_steps: float
     mean_steps: float
     gated: bool
+    agreement_before: float | None = None
+    mean_steps_before: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +179,14 @@ class Tally:
     max_steps: float = 0.0
     sum_steps: float = 0.0
     values: int = field(default=0)
+    agree_before: int = 0
+    sum_before: float = 0.0
+    follows: bool = False  # another stage
 
-    def add(self, output: Tensor, base: Tensor, labels: Tensor | None, step: float) -> None:
-        """Count one batch: outputs `[N, classes]` of this stage and of the one it is compared with."""
+    def add(
+        self, output: Tensor, base: Tensor, labels: Tensor | None, step: float, before: Tensor | None = None
+    ) -> None:
+        """Count one batch: outputs `[N, classes]` of this stage, of the one it is compared with, and the one before."""
         if not torch.isfinite(output).all():
             raise NumericsError(f"NaN or Inf in the output of stage {self.name!r}; compare layer by layer from there")
         steps = (output - base).abs().div(step)
@@ -186,6 +195,10 @@ class Tally:
         self.max_steps = max(self.max_steps, float(steps.max()))
         self.sum_steps += float(steps.sum())
         self.values += steps.numel()
+        if before is not None:
+            self.follows = True
+            self.agree_before += int((output.argmax(1) == before.argmax(1)).sum())
+            self.sum_before += float((output - before).abs().div(step).sum())
 
     def stage(self, examples: int, labelled: bool) -> Stage:
         """The finished column."""
@@ -196,6 +209,8 @@ class Tally:
             max_steps=self.max_steps,
             mean_steps=self.sum_steps / self.values,
             gated=self.gated,
+            agreement_before=100.0 * self.agree_before / examples if self.follows else None,
+            mean_steps_before=self.sum_before / self.values if self.follows else None,
         )
 
 
@@ -240,8 +255,11 @@ def verify(
             x, labels = Inputs.of(batch), labels_of(batch)
             reference = base(x)
             before = sum(t.sum_steps for t in tallies.values())
+            previous = None
             for name, (run, _) in stages.items():
-                tallies[name].add(run(x), reference, labels, step or 1.0)
+                output = run(x)
+                tallies[name].add(output, reference, labels, step or 1.0, previous)
+                previous = output
             worst = max(worst, (sum(t.sum_steps for t in tallies.values()) - before, x), key=lambda w: w[0])
             examples += len(x)
             labelled &= labels is not None

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qat.report.card import read_results
 from qat.report.objective import FAILURE
+from qat.report.results import read_results
 from qat.training.interruption import BEGUN, ENDED
 
 log = logging.getLogger(__name__)

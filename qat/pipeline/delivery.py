@@ -18,6 +18,7 @@ from qat.audit import DELIVERED, require_sound
 from qat.data import ImageData
 from qat.data.preparation import preparation
 from qat.pipeline.stopwatch import Stopwatch
+from qat.pipeline.terminal import busy, follow
 from qat.placement.prepared import PreparedModel
 from qat.recorder import record_run
 from qat.runtime import load
@@ -42,6 +43,7 @@ def describe(baseline: nn.Module, data: ImageData, top1: float) -> dict[str, str
 
 
 def export_all(
+    cfg: DictConfig,
     prepared: PreparedModel,
     baseline: nn.Module,
     example: Tensor,
@@ -51,19 +53,23 @@ def export_all(
     about: dict[str, str],
 ) -> tuple[dict[str, Artifact], Artifact]:
     """The int8 artefacts by suffix, and the float model in the target's format to compare with."""
-    with clock("convert"):
+    with clock("convert"), busy(cfg, "converting"):
         integer = qat.convert(prepared)
     with clock("export"):
         suffixes = dict.fromkeys((".onnx", ".pt2", target.artifact))
-        artifacts = {suffix: qat.export(integer, folder / f"int8{suffix}", metadata=about) for suffix in suffixes}
-        for artifact in artifacts.values():
+        artifacts, float_path = {}, folder / f"float{target.artifact}"
+        for path in follow(cfg, [*(folder / f"int8{suffix}" for suffix in suffixes), float_path], "exporting"):
+            if path == float_path:
+                float_file = qat.export(baseline.cpu().eval(), path, (example,))
+                continue
+            artifacts[path.suffix] = artifact = qat.export(integer, path, metadata=about)
             runtime = load(artifact) if artifact.kind == target.artifact else None
             require_sound(artifact, runtime=runtime, example=example, integer=integer, require=DELIVERED)
-        float_file = qat.export(baseline.cpu().eval(), folder / f"float{target.artifact}", (example,))
     return artifacts, float_file
 
 
 def export_elsewhere(
+    cfg: DictConfig,
     prepared: PreparedModel,
     targets: list[qat.Target],
     folder: Path,
@@ -76,10 +82,12 @@ def export_elsewhere(
     for target in targets:
         assert integer is not None
         path = folder / f"int8-{target.name}{target.artifact}"
-        artifact = qat.export(integer, path, target=target, metadata=about)
-        example = next(iter(data.val_dataloader()))[0][:1]
-        require_sound(artifact, runtime=load(artifact), example=example, integer=integer, require=DELIVERED)
-        found[target.name] = qat.verify(prepared, artifact, data.val_dataloader(), tolerance=tolerance, strict=False)
+        with busy(cfg, f"exporting for {target.name}"):
+            artifact = qat.export(integer, path, target=target, metadata=about)
+            example = next(iter(data.val_dataloader()))[0][:1]
+            require_sound(artifact, runtime=load(artifact), example=example, integer=integer, require=DELIVERED)
+        batches = follow(cfg, data.val_dataloader(), f"verifying {target.name}")
+        found[target.name] = qat.verify(prepared, artifact, batches, tolerance=tolerance, strict=False)
         deployed = found[target.name].stages[-1]
         log.info("%s: agreement %.2f %%, at most %.1f steps", deployed.name, deployed.agreement, deployed.max_steps)
     return found

@@ -21,10 +21,13 @@ from qat.artifact import Artifact
 from qat.data import ImageData
 from qat.data.preparation import preparation
 from qat.errors import ArtifactError, ConfigError
+from qat.inputs import Inputs
 from qat.ladder import Run, ladder
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.delivery import measure_latency
 from qat.pipeline.lifecycle import begun, circumstances, conclude, settle
+from qat.pipeline.reporting import classes, write_page
+from qat.pipeline.results import covered
 from qat.pipeline.source import read_source, with_preprocessing
 from qat.pipeline.terminal import follow
 from qat.pipeline.wanted import read_targets, read_tolerance
@@ -101,11 +104,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "parity": [asdict(stage) for stage in report.stages],
         "base": base,
         "output_step": None,
+        "coverage": covered(report, given) if given is not None else None,
         "notes": [f"evaluated: {given.path if given is not None else cfg.init_from or source.weights}"],
         **circumstances(cfg, clock),
         "sha256": {name: file.sha256 for name, file in files.items()},
     }
     conclude(results, folder)
+    if cfg.report:
+        both = given is not None and "float" in stages
+        changed = [lambda: classes(cfg, lambda x: stages["float"](Inputs.of(x)), files["int8"], data, folder)]
+        write_page(folder, *(changed if both else []))
     report.require()
     return results
 

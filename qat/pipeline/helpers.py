@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -31,6 +32,11 @@ from qat.settings import plain, reading
 
 log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
+Follow = Callable[[Iterable[Any], str, int], Iterable[Any]]  # items of a stage, its name, how many
+
+
+def _as_they_are(items: Iterable[Any], stage: str, total: int) -> Iterable[Any]:
+    return items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +79,37 @@ class Helpers:
                 log.warning("qat.equalize has no effect: no two layers of %s follow each other", type(model).__name__)
         return keep_zeros(model) if self.keep_zeros else model
 
-    def calibrated(self, prepared: PreparedModel, batches: Iterable[Batch], count: int) -> None:
+    def calibrated(
+        self, prepared: PreparedModel, batches: Iterable[Batch], count: int, follow: Follow = _as_they_are
+    ) -> None:
         """Work on a model with ranges, in place.
 
         Args:
             prepared: the model.
             batches: calibration images; a loader, which can be read again.
             count: calibration batches, for what takes no number of its own.
+            follow: shows how far a stage is.
         """
         if self.rounding is not None:
             kept = list(first(batches, self.rounding.images))
             seen = sum(len(images) for images, _ in kept)
             if seen < self.rounding.images:
                 log.warning("qat.adaround.images is %d, and there are %d", self.rounding.images, seen)
-            moved = adaround(prepared, kept, iterations=self.rounding.iterations, max_batches=len(kept))
+            moved = adaround(
+                prepared, kept, iterations=self.rounding.iterations, max_batches=len(kept),
+                follow=lambda layers: follow(layers, "AdaRound", len(layers)),
+            )  # fmt: skip
             share = 100 * sum(moved.values()) / len(moved)
             log.info("AdaRound: %.1f %% of the weights round the other way, mean of %d layers", share, len(moved))
         if self.correct_biases:
-            correct_biases(prepared, islice(iter(batches), count), max_batches=count)
+            chosen = follow(islice(iter(batches), count), "correcting biases", count)
+            correct_biases(prepared, chosen, max_batches=count)
 
-    def trained(self, prepared: PreparedModel, batches: Iterable[Batch]) -> None:
-        """Work on a trained model, in place; `batches` of training images."""
+    def trained(self, prepared: PreparedModel, batches: Iterable[Batch], follow: Follow = _as_they_are) -> None:
+        """Work on a trained model, in place; `batches` of training images; `follow` as in `calibrated`."""
         if self.reestimate_bn:
-            seen = reestimate_batchnorm(prepared, batches, max_batches=self.reestimate_bn)
+            chosen = follow(islice(iter(batches), self.reestimate_bn), "BatchNorm statistics", self.reestimate_bn)
+            seen = reestimate_batchnorm(prepared, chosen, max_batches=self.reestimate_bn)
             log.info("BatchNorm statistics from %d batches", seen)
 
 

@@ -42,10 +42,11 @@ def settle(cfg: DictConfig, folder: Path) -> None:
 
 
 def circumstances(cfg: DictConfig, clock: Stopwatch) -> dict[str, Any]:
-    """What stands beside every number: task, seed, seconds, machine, versions."""
+    """What stands beside every number: task, seed, size of a timed batch, seconds, machine, versions."""
     return {
         "task": str(cfg.task),
         "seed": cfg.seed,
+        "latency_batch_size": cfg.latency.batch_size,
         "seconds": {stage: round(s, 2) for stage, s in clock.seconds.items()},
         "cpu": machine.cpu(),
         "versions": machine.versions(),

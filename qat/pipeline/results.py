@@ -11,6 +11,7 @@ from qat.artifact import Artifact
 from qat.pipeline.lifecycle import circumstances
 from qat.pipeline.stopwatch import Stopwatch
 from qat.placement.prepared import PreparedModel, quantizers
+from qat.runtime import load
 from qat.verify import ParityReport
 
 
@@ -52,7 +53,22 @@ def summarize(
         "departure": report.departure,
         "parity": [asdict(stage) for stage in report.stages],
         "output_step": report.step,
+        "coverage": covered(report, int8_file),
         "notes": list(prepared.plan.notes),
         **circumstances(cfg, clock),
         "sha256": {"int8": int8_file.sha256, "float": float_file.sha256},
+    }
+
+
+def covered(report: ParityReport, artifact: Artifact) -> dict[str, Any] | None:
+    """What the runtime says that it executes of an artefact; None where it does not tell."""
+    coverage = report.coverage or load(artifact).coverage()
+    if coverage is None:
+        return None
+    return {
+        "runtime": coverage.runtime,
+        "integer": len(coverage.integer),
+        "in_float": [str(operator) for operator in coverage.in_float],
+        "islands": [str(operator) for operator in coverage.islands],
+        "delegates": coverage.delegates,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qat.report.objective import FAILURE
+from qat.report.record import FOLDER as RECORD
 from qat.training import run_to_resume
 from qat.training.interruption import CHECKPOINT, LAST
 
@@ -35,3 +37,5 @@ def clear(folder: Path, *, resumed: bool) -> None:
     """Take away what an earlier run in the same folder left, and what would speak for this one."""
     for name in (FAILURE, "results.json", *(() if resumed else (CHECKPOINT, OVERRIDE, MEASURED))):
         (folder / name).unlink(missing_ok=True)
+    if not resumed:
+        shutil.rmtree(folder / RECORD, ignore_errors=True)

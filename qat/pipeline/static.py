@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from qat.pipeline.delivery import describe, export_all, export_elsewhere, measur
 from qat.pipeline.helpers import read_helpers
 from qat.pipeline.lifecycle import begun, conclude, settle
 from qat.pipeline.processes import joined
-from qat.pipeline.reporting import command_line, write_page
+from qat.pipeline.reporting import classes, command_line, operators, write_page
 from qat.pipeline.results import summarize
 from qat.pipeline.source import read_source, with_preprocessing
 from qat.pipeline.terminal import follow
@@ -104,7 +105,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         with clock("calibrate"):
             count = cfg.qat.calibration_batches
             callback.calibrate(module, follow(cfg, islice(data.calibration_dataloader(), count), "calibrating", count))
-            helpers.calibrated(prepared, data.calibration_dataloader(), count)
+            helpers.calibrated(prepared, data.calibration_dataloader(), count, partial(follow, cfg))
             top1["ptq"] = measure_top1(cfg, module, data)
         log.info("PTQ top-1 %.2f %%", top1["ptq"])
         if cfg.qat.epochs > 0 and cfg.qat.try_export:
@@ -116,7 +117,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
                 load_prepared(prepared, cfg.ckpt_path)
             with clock("qat"):
                 fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=cfg.ckpt_path)
-                helpers.trained(prepared, data.train_dataloader())
+                helpers.trained(prepared, data.train_dataloader(), partial(follow, cfg))
                 top1["qat"] = measure_top1(cfg, module, data)
             log.info("QAT top-1 %.2f %%", top1["qat"])
         else:
@@ -126,13 +127,13 @@ def static(cfg: DictConfig) -> dict[str, Any]:
 
         def deliver() -> tuple[dict[str, Artifact], Artifact, ParityReport, dict[str, ParityReport], dict[str, float]]:
             about = describe(baseline.model, data, top1["qat"])
-            artifacts, float_file = export_all(prepared, baseline.model, example, folder, target, clock, about)
+            artifacts, float_file = export_all(cfg, prepared, baseline.model, example, folder, target, clock, about)
             with clock("verify"):
                 report = qat.verify(
                     prepared, artifacts[target.artifact], follow(cfg, data.val_dataloader(), "verifying"),
                     float_model=baseline.model, tolerance=tolerance, strict=False,
                 )  # fmt: skip
-                others = export_elsewhere(prepared, targets[1:], folder, data, tolerance, about)
+                others = export_elsewhere(cfg, prepared, targets[1:], folder, data, tolerance, about)
             with clock("latency"):
                 latency_ms = measure_latency(cfg, {"float": float_file, "int8": artifacts[target.artifact]}, example)
             return artifacts, float_file, report, others, latency_ms
@@ -144,7 +145,10 @@ def static(cfg: DictConfig) -> dict[str, Any]:
     def end() -> None:
         conclude(results, folder)
         if cfg.report:
-            write_page(prepared, baseline, artifacts[target.artifact], data, folder)
+            int8, as_float = artifacts[target.artifact], baseline.cpu().eval()
+            write_page(
+                folder, lambda: operators(cfg, prepared, int8, data), lambda: classes(cfg, as_float, int8, data, folder)
+            )
         log.info("everything this run wrote: %s", folder)
         for each in (report, *others.values()):
             each.require()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from omegaconf import DictConfig
 
-from qat.training.progress import followed
+from qat.training.progress import followed, working
 
 
 def quiet() -> None:
@@ -30,3 +31,8 @@ def quiet() -> None:
 def follow(cfg: DictConfig, batches: Iterable[Any], stage: str, total: int | None = None) -> Iterable[Any]:
     """The batches of a stage, with a bar on a terminal."""
     return followed(batches, stage, total) if cfg.trainer.enable_progress_bar else batches
+
+
+def busy(cfg: DictConfig, stage: str) -> AbstractContextManager[None]:
+    """Around a stage that cannot say how far it is, with its name on a terminal."""
+    return working(stage) if cfg.trainer.enable_progress_bar else nullcontext()

@@ -12,7 +12,7 @@ from qat.data import ImageData
 from qat.recorder import TrainingRecorder
 from qat.settings import build
 from qat.training import CarefulCheckpointIO, Classifier, Phase, SeedEveryEpoch
-from qat.training.progress import TrainingBar
+from qat.training.progress import StageBar, TrainingBar
 from qat.training.ranges import RangeLogger
 
 # phases of the schedule, and the key that says where each starts
@@ -62,6 +62,9 @@ def measure_top1(cfg: DictConfig, module: Classifier, data: ImageData) -> float:
     """Top-1 on the validation split, in percent."""
     quiet = cfg.copy()
     quiet.trainer.enable_progress_bar = False
-    trainer = build(quiet, "trainer", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    bar = [StageBar("measuring top-1")] if cfg.trainer.enable_progress_bar else []
+    trainer = build(
+        quiet, "trainer", logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=bar
+    )
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
     return 100.0 * metrics["val/top1"]

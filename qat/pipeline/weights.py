@@ -27,13 +27,15 @@ from qat.pipeline.baseline import float_baseline
 from qat.pipeline.delivery import describe, measure_latency
 from qat.pipeline.lifecycle import begun, circumstances, conclude, settle
 from qat.pipeline.processes import joined
-from qat.pipeline.reporting import command_line
+from qat.pipeline.reporting import classes, command_line, write_page
+from qat.pipeline.results import covered
 from qat.pipeline.source import read_source, with_preprocessing
 from qat.pipeline.stopwatch import Stopwatch
-from qat.pipeline.terminal import follow
+from qat.pipeline.terminal import busy, follow
 from qat.pipeline.trainer import measure_top1
 from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
 from qat.placement.plan import Plan
+from qat.recorder import record_plan
 from qat.runtime import load
 from qat.settings import build
 from qat.training.processes import by_first
@@ -93,14 +95,15 @@ def _quantized(cfg: DictConfig, quantize: Quantize) -> dict[str, Any]:
         example = next(iter(data.val_dataloader()))[0][:2]
 
         def deliver() -> tuple[dict[str, Artifact], ParityReport, dict[str, float], Plan]:
-            with clock("quantize"):
+            with clock("quantize"), busy(cfg, "quantizing"):
                 model = quantize(float_model, example, recipe, target)
             plan: Plan = model.meta["prepared"]["plan"]  # type: ignore[index, assignment]
             write_text(folder / "plan.txt", str(plan))
             with clock("verify"):
-                reached = ladder({REFERENCE: _in_torch(model)}, data.val_dataloader(), base=REFERENCE).stages[0].top1
+                batches = follow(cfg, data.val_dataloader(), "measuring top-1")
+                reached = ladder({REFERENCE: _in_torch(model)}, batches, base=REFERENCE).stages[0].top1
             about = describe(float_model, data, reached or 0.0)
-            with clock("export"):
+            with clock("export"), busy(cfg, "exporting"):
                 files = _files(model, float_model, example, folder, target, about)
             with clock("verify"):
                 report = ladder(
@@ -117,6 +120,9 @@ def _quantized(cfg: DictConfig, quantize: Quantize) -> dict[str, Any]:
 
     def end() -> None:
         conclude(results, folder)
+        if cfg.report:
+            as_float = baseline.cpu().eval()
+            write_page(folder, lambda: record_plan(plan), lambda: classes(cfg, as_float, files["int8"], data, folder))
         log.info("everything this run wrote: %s", folder)
         report.require()
 
@@ -189,6 +195,7 @@ def _summary(
         "parity": [asdict(stage) for stage in report.stages],
         "base": REFERENCE,
         "output_step": None,
+        "coverage": covered(report, files["int8"]),
         "notes": list(plan.notes),
         **circumstances(cfg, clock),
         "sha256": {name: file.sha256 for name, file in files.items()},

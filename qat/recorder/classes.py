@@ -29,7 +29,7 @@ def record_classes(
     std: Sequence[float] = (1.0,),
     examples: int = 10_000,
 ) -> Classes:
-    """Compare two classifiers; thumbnails go to `record/images`.
+    """Compare two classifiers; thumbnails of the images that they are surest of and disagree on go to `record/images`.
 
     Args:
         float_model: images [N, 3, H, W] to logits [N, C].
@@ -42,7 +42,7 @@ def record_classes(
         examples: how many images to compare at most.
     """
     cells: dict[str, Counter[tuple[int, int]]] = {"float": Counter(), "int8": Counter()}
-    images: list[Disagreement] = []
+    kept: list[tuple[float, int, Tensor, Disagreement]] = []  # how sure both are at least, most first
     count = disagreements = 0
     for x, y in batches:
         x, y = x[: examples - count], y[: examples - count]
@@ -51,19 +51,20 @@ def record_classes(
             cells[name].update(zip(y.tolist(), p.argmax(1).tolist(), strict=True))
         for i in (first.argmax(1) != second.argmax(1)).nonzero().flatten().tolist():
             disagreements += 1
-            if len(images) < IMAGES:
-                a, b = int(first[i].argmax()), int(second[i].argmax())
-                file = f"{FOLDER}/images/{count + i}.png"
-                _save(x[i], mean, std, Path(run_dir) / file)
-                images.append(Disagreement(
-                    file=file, label=names[int(y[i])], float_class=names[a], float_p=float(first[i, a]),
-                    int8_class=names[b], int8_p=float(second[i, b]),
-                ))  # fmt: skip
+            a, b = int(first[i].argmax()), int(second[i].argmax())
+            said = Disagreement(
+                file=f"{FOLDER}/images/{count + i}.png", label=names[int(y[i])],
+                float_class=names[a], float_p=float(first[i, a]), int8_class=names[b], int8_p=float(second[i, b]),
+            )  # fmt: skip
+            kept.append((-min(said.float_p, said.int8_p), count + i, x[i], said))
+        kept = sorted(kept, key=lambda one: one[:2])[:IMAGES]
         count += len(x)
         if count >= examples:
             break
+    for _, _, image, said in kept:
+        _save(image, mean, std, Path(run_dir) / said.file)
     return Classes(
-        examples=count, disagreements=disagreements, images=tuple(images),
+        examples=count, disagreements=disagreements, images=tuple(said for *_, said in kept),
         classes=_by_class(cells, names), confusion=_changed(cells, names),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch.fx.node import map_aggregate
 
 from qat.inputs import Inputs
 from qat.layers import FakeQuantFunction, FakeQuantWeight
-from qat.placement.plan import PlannedOp
+from qat.placement.plan import Plan, PlannedOp
 from qat.placement.prepared import PreparedModel, device_of, plain_copy, quantizers
 from qat.quantizers import FakeQuantize
 from qat.recorder.noise import Noise, Watched
@@ -56,6 +56,15 @@ def record_layers(
             module.training = mode
     layers = tuple(_layer(op, prepared, seen, owned, profile) for op in prepared.plan.ops)
     return Layers(layers=layers, examples=count, ms_other=profile.other if profile else None)
+
+
+def record_plan(plan: Plan) -> Layers:
+    """The record of a model without quantizers to look at, dynamic or of integer weights: what its plan says."""
+    layers = (
+        Layer(name=op.name, kind=op.kind, integer=op.integer, why=op.why, fused=op.fused, macs=op.macs)
+        for op in plan.ops
+    )
+    return Layers(layers=tuple(layers))
 
 
 class _Seen:

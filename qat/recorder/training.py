@@ -39,18 +39,20 @@ class TrainingRecorder(pl.Callback):
             key: [] for key in ("steps", "loss", "lr", "val_steps", "val_loss", "val_top1", "range_steps")
         }
         self.scales: dict[str, list[float]] = {}
+        self.trained: tuple[str, ...] = ()  # quantizers whose scale gradients move
         self.oscillating: dict[str, list[float]] = {}
         self._oscillations = Oscillations()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"curves": self.curves, "scales": self.scales, "oscillating": self.oscillating}
+        return {"curves": self.curves, "scales": self.scales, "oscillating": self.oscillating, "trained": self.trained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind what was recorded."""
         self.curves.update({key: list(values) for key, values in state_dict["curves"].items()})
         self.scales = {key: list(values) for key, values in state_dict["scales"].items()}
         self.oscillating = {key: list(values) for key, values in state_dict.get("oscillating", {}).items()}
+        self.trained = tuple(state_dict.get("trained", ()))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,6 +92,7 @@ class TrainingRecorder(pl.Callback):
     @torch.no_grad()
     def _take_ranges(self, prepared: PreparedModel, step: int) -> None:
         found = quantizers(prepared)
+        self.trained = tuple(path for path, q in found.items() if q.trained and [*q.parameters()])
         means = torch.stack([q.scale.detach().abs().float().mean().cpu() for q in found.values()]).tolist()
         self.curves["range_steps"].append(step)
         for path, mean in zip(found, means, strict=True):
@@ -105,7 +108,7 @@ class TrainingRecorder(pl.Callback):
             epochs=max(trainer.max_epochs or 0, 0), phases=phases_of(self.phases, total),
             **cast(dict[str, Any], {key: tuple(values) for key, values in self.curves.items()}),
             scales={path: tuple(values) for path, values in self.scales.items()},
-            oscillating={name: tuple(values) for name, values in self.oscillating.items()},
+            oscillating={name: tuple(values) for name, values in self.oscillating.items()}, trained=self.trained,
         ), self.name)  # fmt: skip
 
 

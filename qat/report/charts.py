@@ -21,6 +21,7 @@ BANDS = ("var(--b1)", "var(--b2)", "var(--b3)")
 SCALES = 24  # learned scales that one chart shows: those that moved most
 
 LABEL = 17  # characters in a line of a band's label
+LINE = 11  # its height, pixels
 MANY = 60  # jobs whose lines are thin
 RESTLESS = 3  # layers that the chart of oscillation shows by name
 
@@ -54,8 +55,9 @@ def _shown(field: str) -> Spec:
 DIM = {"condition": {"param": "shown", "value": 1}, "value": 0.08}
 
 
-def _color(field: str) -> Spec:
-    legend = {"orient": "top", "title": None, "columns": 3, "labelLimit": 220}
+def _color(field: str, above: int = 0) -> Spec:
+    """Colors of series, with a legend that leaves so many pixels over the chart."""
+    legend = {"orient": "top", "title": None, "columns": 3, "labelLimit": 220, "offset": 6 + above, "columnPadding": 14}
     return {"field": field, "type": "nominal", "scale": {"range": list(SERIES)}, "legend": legend, "sort": None}
 
 
@@ -67,7 +69,7 @@ def _lines(about: str, rows: Sequence[Mapping[str, Any]], title: str, bands: lis
     encoding = {
         "x": {"field": "step", "type": "quantitative", "title": "optimizer step", "scale": {"nice": False}},
         "y": y,
-        "color": _color("series"),
+        "color": _color("series", above=_height(bands)),
         "opacity": DIM,
         "tooltip": [{"field": f} for f in ("series", "step", "value")],
     }
@@ -87,17 +89,21 @@ def _bands(training: Training) -> list[Spec]:
     text = {
         "type": "text",
         "align": "left",
-        "baseline": "top",
-        "dx": 4,
-        "dy": 3,
-        "y": 0,
+        "baseline": "line-top",
         "fontSize": 10,
+        "lineHeight": LINE,
         "lineBreak": "\n",
     }
+    text |= {"dx": 2, "y": -_height([{"data": {"values": values}}])}  # above the chart, where no line crosses it
     return [
         {"data": {"values": values}, "mark": "rect", "encoding": {**x, "fill": fill}},
         {"data": {"values": values}, "mark": text, "encoding": {"x": x["x"], "text": {"field": "phase"}}},
     ]
+
+
+def _height(bands: Sequence[Spec]) -> int:
+    """Pixels of the bands' labels."""
+    return max((LINE * (1 + row["phase"].count("\n")) for band in bands for row in band["data"]["values"]), default=0)
 
 
 def training_charts(training: Training) -> list[Named]:
@@ -120,7 +126,10 @@ def training_charts(training: Training) -> list[Named]:
                           [100 * share for share in training.oscillating[path]])  # fmt: skip
         found.append(("Weights that oscillate", _lines(about, rows, "share, %", bands)))
     if scales := _scales(training):
-        about = f"Scales of the {len(scales)} quantizers that moved most, relative to their first value"
+        learned = sum(path in training.trained for path in scales)
+        about = (
+            f"Scales of the {len(scales)} quantizers that moved most, {learned} learned, relative to their first value"
+        )
         found.append(("Scales that moved most", _scale_chart(about, training, scales, bands)))
     return found
 
@@ -149,17 +158,22 @@ def _scales(training: Training) -> dict[str, list[float]]:
 
 
 def _scale_chart(about: str, training: Training, scales: Mapping[str, list[float]], bands: list[Spec]) -> Spec:
-    rows = [row for path, values in scales.items() for row in _rows(path, training.range_steps, values)]
+    """One line a quantizer; the legend tells scales that gradients move from those of observers, where one is known."""
+    known = bool(training.trained)
+    rows = [
+        {
+            **row,
+            "series": ("learned" if path in training.trained else "observed") if known else "all",
+            "quantizer": path,
+        }
+        for path, values in scales.items()
+        for row in _rows(path, training.range_steps, values)
+    ]
     chart = _lines(about, rows, "scale / first scale", bands, log=True)
     line = chart["layer"][-1]
     line["mark"] = {"type": "line", "strokeWidth": 1.2}
-    line["encoding"] = {
-        **line["encoding"],
-        "color": {"value": SERIES[0]},
-        "detail": {"field": "series"},
-        "opacity": {"value": 0.6},
-    }
-    del line["params"]
+    line["encoding"]["detail"] = {"field": "quantizer"}
+    line["encoding"]["tooltip"] = [{"field": f} for f in ("quantizer", "series", "step", "value")]
     return chart
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ import yaml
 
 from qat.errors import ReportError
 from qat.report.record import Classes, Layers, Run, Training, read
+from qat.report.results import Results, parse_results, read_results
 
-NEEDED = (  # of results.json; a run of an older version lacks some
-    "model", "recipe", "target", "top1", "agreement", "examples", "size_bytes", "latency_ms", "int8_mac_share",
-    "passed", "failures", "departure", "parity", "seed", "cpu", "versions",
-)  # fmt: skip
-STAGES = {"float", "ptq", "qat", "int8"}  # what the page compares: static quantization
 TRACES = ("results.json", "plan.txt", "config.yaml", ".hydra", "train.log")
 PLACES = ("run_dir", "cache_dir", "ckpt_path")
-Z = 1.959964  # 95 % of a normal distribution
+STATIC = ("qat", "ptq", "analyze")  # tasks whose models have quantizers to look at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +26,7 @@ class RunFolder:
 
     Attributes:
         name: of its folder.
+        path: of its folder, whole.
         results: `results.json`; None where the run did not end.
         layers: the record of its operators, if there is one.
         missing: what the report does without, one sentence each.
@@ -42,7 +38,8 @@ class RunFolder:
     """
 
     name: str
-    results: dict[str, Any] | None
+    path: Path
+    results: Results | None
     layers: Layers | None
     missing: tuple[str, ...]
     run: Run | None = None
@@ -63,43 +60,47 @@ def read_run(path: str | Path) -> RunFolder:
         raise ReportError(f"{path} is no folder; give the folder of a run, such as outputs/DATE_MODEL_RECIPE")
     if not any((path / trace).exists() for trace in TRACES):
         raise ReportError(f"{path} is no run: it has none of {', '.join(TRACES)}. Give the folder that a run wrote")
-    missing = []
-    results = read_whole_results(path / "results.json")
-    if results is None:
-        missing.append("no results.json: the run did not end; its train.log says why")
-    elif lacking := [key for key in NEEDED if key not in results]:
-        results = None
-        missing.append(f"results.json is of another version: it has no {', '.join(lacking)}; run again for its numbers")
-    elif not set(results["top1"]) >= STAGES:
-        missing.append(f"a run of task={results.get('task')} has no page here: its numbers are in results.json")
-        results = None
-    layers = read(path, Layers)
-    if layers is None:
-        missing.append("no record/layers.json: the run is older than this report, or did not come that far")
+    results, said = None, "no results.json: the run did not end; its train.log says why"
+    if (found := read_results(path)) is not None:
+        try:
+            results, said = parse_results(found), ""
+        except ReportError as error:
+            said = str(error)
+    layers, run, classes = read(path, Layers), read(path, Run), read(path, Classes)
     curves = {name: read(path, Training, name) for name in ("float", "qat")}
-    classes = read(path, Classes)
+    training = {name: curve for name, curve in curves.items() if curve is not None and curve.steps}
+    images, config = _images(path, classes), _config(path / "config.yaml")
+    lacking = _lacking(results, config, layers, run, training, classes, images)
     return RunFolder(
-        name=path.resolve().name, results=results, layers=layers, missing=tuple(missing), run=read(path, Run),
-        training={name: found for name, found in curves.items() if found is not None and found.steps},
-        classes=classes, images=_images(path, classes), config=_config(path / "config.yaml"),
+        name=path.resolve().name, path=path.resolve(), results=results, layers=layers,
+        missing=(*([said] if said else []), *lacking), run=run, training=training, classes=classes, images=images,
+        config=config,
     )  # fmt: skip
 
 
-def read_whole_results(file: Path) -> dict[str, Any] | None:
-    """What `results.json` holds; None where there is none.
-
-    Raises:
-        ReportError: it is damaged.
-    """
-    if not file.is_file():
-        return None
-    try:
-        results = json.loads(file.read_text())
-    except ValueError as error:
-        raise ReportError(f"{file} is damaged: {error}. Run again, or remove it to see the rest") from error
-    if not isinstance(results, dict):
-        raise ReportError(f"{file} is damaged: it holds no results. Run again, or remove it to see the rest")
-    return results
+def _lacking(
+    results: Results | None,
+    config: Mapping[str, str],
+    layers: Layers | None,
+    run: Run | None,
+    training: Mapping[str, Training],
+    classes: Classes | None,
+    images: Mapping[str, str],
+) -> Iterator[str]:
+    """A sentence for each part that a run of this task leaves, and this one did not."""
+    task = results.task if results else config.get("task", "qat")
+    if layers is None and task in STATIC:
+        yield "no record/layers.json: the run is older than this report, or did not come that far"
+    if "qat" not in training and task == "qat" and config.get("qat.epochs", "0") != "0":
+        yield "no record/qat.json: no curves of training, which the run had or would have had"
+    if results is None:  # what follows is written when a run ends
+        return
+    if classes is None and {"float", "int8"} <= set(results.stages):
+        yield "no record/classes.json: not known which classes lost, and on which images float and int8 disagree"
+    if run is None:
+        yield "no record/run.json: neither command nor commit of the run are known"
+    if gone := [image.file for image in (classes.images if classes else ()) if image.file not in images]:
+        yield f"{len(gone)} images of record/images are gone, such as {gone[0]}"
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
@@ -147,16 +148,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def wilson(percent: float, n: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of `n` examples, in percent (Wilson 1927).
-
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-    """
-    p, z2 = percent / 100.0, Z * Z / n
-    half = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
-    return (
-        100.0 * max((p + z2 / 2 - half) / (1 + z2), 0.0),
-        100.0 * min((p + z2 / 2 + half) / (1 + z2), 1.0),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,10 @@ from typing import Any
 import yaml
 
 from qat.errors import ReportError
-from qat.report.folder import read_whole_results
 from qat.report.objective import read_failure
-from qat.report.pareto import front
+from qat.report.pareto import COSTS, front
 from qat.report.record import Run, read
-from qat.report.sweep import job_folders
-
-NEEDED = ("recipe", "top1", "agreement", "size_bytes", "latency_ms", "passed")  # of results.json
-COSTS = {"kB": "file, kB", "ms": "latency, ms"}
+from qat.report.results import Results, parse_results, read_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +24,20 @@ class Job:
         name: of its folder, a number.
         settings: its overrides, by key.
         results: `results.json`; None where it failed or did not end.
-        error: why it failed.
+        error: why it failed, or why it is not compared.
         command: that runs it again.
     """
 
     name: str
     settings: dict[str, str]
-    results: dict[str, Any] | None
+    results: Results | None
     error: str
     command: str
+
+    @property
+    def compared(self) -> bool:
+        """Whether it delivered an int8 file, with numbers."""
+        return self.results is not None and self.results.compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +49,13 @@ class Sweep:
 
     @property
     def done(self) -> list[Job]:
-        """Jobs with results, best int8 first."""
-        return sorted((j for j in self.jobs if j.results), key=lambda j: -j.results["top1"]["int8"])  # type: ignore[index]
+        """Jobs with an int8 file, best first."""
+        return sorted((job for job in self.jobs if job.compared), key=lambda job: -job.results.stages["int8"])  # type: ignore[union-attr]
 
     @property
     def failed(self) -> list[Job]:
         """The others."""
-        return [job for job in self.jobs if not job.results]
+        return [job for job in self.jobs if not job.compared]
 
     @property
     def varied(self) -> list[str]:
@@ -63,14 +65,14 @@ class Sweep:
 
     def rows(self) -> list[dict[str, Any]]:
         """What the charts show of every job that is done, with whether it is on each front."""
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "job": job.name,
-                "recipe": r["recipe"],
+                "recipe": r.recipe,
                 "settings": ", ".join(f"{key}={value}" for key, value in job.settings.items()),
-                "top1": r["top1"]["int8"],
-                "kB": r["size_bytes"]["int8"] / 1e3,
-                "ms": r["latency_ms"]["int8"],
+                "top1": r.stages["int8"],
+                "kB": r.size_bytes["int8"] / 1e3,
+                "ms": r.latency_ms["int8"],
                 **{f"set {key}": _value(job.settings.get(key, "default")) for key in self.varied},
             }
             for job in self.done
@@ -88,11 +90,22 @@ def is_sweep(path: str | Path) -> bool:
     return path.is_dir() and not (path / ".hydra").exists() and bool(job_folders(path))
 
 
+def job_folders(folder: str | Path) -> list[Path]:
+    """The run folders of a sweep that were begun, by number."""
+    begun = (p for p in Path(folder).iterdir() if (p / ".hydra" / "overrides.yaml").is_file())
+    return sorted(begun, key=job_number)
+
+
+def job_number(path: Path) -> tuple[int, str]:
+    """What run folders of a sweep are sorted by; -1 where the name is no number."""
+    return (int(path.name) if path.name.isdigit() else -1, path.name)
+
+
 def read_sweep(path: str | Path) -> Sweep:
-    """The sweep in a folder.
+    """The sweep in a folder; a job with a damaged file is one that failed.
 
     Raises:
-        ReportError: a file of a job is damaged.
+        ReportError: the overrides of a job cannot be read.
     """
     path = Path(path)
     return Sweep(name=path.resolve().name, jobs=tuple(_job(folder) for folder in job_folders(path)))
@@ -101,24 +114,33 @@ def read_sweep(path: str | Path) -> Sweep:
 def _job(folder: Path) -> Job:
     try:
         overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) or []
-        results = read_whole_results(folder / "results.json")
     except yaml.YAMLError as error:
         raise ReportError(f"{folder} is damaged: {error}. Run the job again, or remove its folder") from error
-    run = read(folder, Run)
-    failure = read_failure(folder) if results is None else ""
-    if results is not None and (lacking := [key for key in NEEDED if key not in results]):
-        results, failure = None, f"results.json is of another version: it has no {', '.join(lacking)}"
+    results, run, failure = None, None, read_failure(folder)
+    try:
+        found = read_results(folder)
+        results = None if found is None else parse_results(found)
+        run = read(folder, Run)
+    except ReportError as error:
+        failure = failure or f"{type(error).__name__}: {error}"
+    if results is None:
+        failure = failure or "no results: it was interrupted, or still runs"
+    elif not results.compared:
+        said = "".join(f", float top-1 {top1:.2f} %" for key, top1 in results.stages.items() if key == "float")
+        failure = failure or f"no int8: task={results.task}{said}"
     return Job(
         name=folder.name,
         settings=dict(str(override).partition("=")[::2] for override in overrides),
         results=results,
-        error=failure or ("" if results else "no results: it was interrupted, or still runs"),
-        command=run.command if run and run.command else f"python train.py {' '.join(overrides)}",
+        error=failure,
+        command=run.command if run and run.command else f"python train.py {' '.join(map(str, overrides))}",
     )
 
 
 def _value(text: str) -> float | str:
+    """A number that has a place on an axis, or the text as it is: `nan` and `inf` have none."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text
+    return value if math.isfinite(value) else text

@@ -2,6 +2,8 @@
 
 top1, agreement     of the int8 artefact, in percent; maximize
 size, latency       of the int8 artefact, in bytes and milliseconds; minimize
+
+A float model that was evaluated has none of them: its job has no value, and its sweep lists it as without int8.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from qat.errors import ConfigError, unknown_name
 from qat.files import write_text
 
 FAILURE = "error.txt"  # in the run folder, beside what the run had written until then
-OBJECTIVES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
-    "top1": lambda r: r["top1"]["int8"],
-    "agreement": lambda r: r["agreement"],
-    "size": lambda r: r["size_bytes"]["int8"],
-    "latency": lambda r: r["latency_ms"]["int8"],
+OBJECTIVES: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "top1": lambda r: r["top1"].get("int8"),
+    "agreement": lambda r: r["agreement"] if "int8" in r["top1"] else None,
+    "size": lambda r: r["size_bytes"].get("int8"),
+    "latency": lambda r: r["latency_ms"].get("int8"),
 }
 
 
@@ -39,9 +41,12 @@ def require_objectives(names: str | Sequence[str]) -> tuple[str, ...]:
     return listed
 
 
-def objectives(results: Mapping[str, Any], names: Sequence[str]) -> float | tuple[float, ...]:
+def objectives(results: Mapping[str, Any], names: Sequence[str]) -> float | tuple[float, ...] | None:
     """The values of `names` in what `results.json` holds; one alone is a number, as sweepers want it."""
-    values = tuple(float(OBJECTIVES[name](results)) for name in names)
+    found = [OBJECTIVES[name](results) for name in names]
+    values = tuple(float(value) for value in found if value is not None)
+    if len(values) < len(found):
+        return None
     return values[0] if len(values) == 1 else values
 
 

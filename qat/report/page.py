@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from qat.files import write_text
 from qat.report.charts import javascript, oscillation, sweep_charts, training_charts
-from qat.report.folder import RunFolder, differences, wilson
+from qat.report.folder import RunFolder, differences
 from qat.report.graph import modules
-from qat.report.jobs import COSTS, Sweep
-from qat.report.record import ClassCount, Classes, Layer, Layers, Values
-
-WIDTH, HEIGHT = 96, 24  # of a histogram, in its own units
+from qat.report.interval import between
+from qat.report.jobs import Sweep
+from qat.report.pareto import COSTS
+from qat.report.record import ClassCount, Classes, Layer, Layers, Training
+from qat.report.results import STAGES
+from qat.report.spark import curve, histogram, said, text_curve, text_histogram
 
 
 def worst_first(layers: Layers | None) -> list[Layer]:
     """Operators by the SNR of their result, lowest first; those without one last."""
     found = layers.layers if layers else ()
     return sorted(found, key=lambda layer: (layer.snr is None, layer.snr or 0.0))
-
-
-def histogram(values: Values) -> Markup:
-    """A histogram as SVG: counts as bars, the range of the grid as two lines."""
-    top = max(max(values.counts), 1)
-    step = WIDTH / len(values.counts)
-    heights = [HEIGHT * count / top for count in values.counts]
-    bars = "".join(f"M{i * step:.1f} {HEIGHT}v-{h:.1f}h{step:.1f}v{h:.1f}z" for i, h in enumerate(heights) if h)
-    span = (values.high - values.low) or 1.0
-    ends = (WIDTH * (v - values.low) / span for v in (values.grid_low, values.grid_high))
-    lines = "".join(f"M{x:.1f} 0v{HEIGHT}" for x in ends if 0 <= x <= WIDTH)
-    label = f"values {values.low:.3g} to {values.high:.3g}, grid {values.grid_low:.3g} to {values.grid_high:.3g}"
-    return Markup(
-        f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>'
-        f'<path class="bars" d="{bars}"/><path class="ends" d="{lines}"/></svg>'
-    )
 
 
 def by_loss(classes: Classes) -> list[ClassCount]:
@@ -58,6 +46,15 @@ def totals(layers: Layers) -> dict[str, float]:
     }
 
 
+def scale_of(layer: Layer, training: Training | None) -> Sequence[float]:
+    """The scale of an operator over training, a learned one before an observed one; empty where none is known."""
+    known = [path for path in layer.quantizers if training is not None and path in training.scales]
+    if training is None or not known:
+        return ()
+    learned = [path for path in known if path in training.trained]
+    return training.scales[(learned or known)[-1]]
+
+
 def render(template: str, **values: Any) -> str:
     """One of the templates, filled."""
     environment = Environment(
@@ -69,9 +66,11 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters.update(thousands=lambda value: f"{value:,.0f}", spec=_inline, cell=_cell)
     environment.globals.update(
-        wilson=wilson, histogram=histogram, worst_first=worst_first, charts=training_charts, modules=modules,
-        by_loss=by_loss, totals=totals, differences=differences, sweep_charts=sweep_charts,
-        costs=COSTS, oscillation=oscillation, library="",
+        between=between, histogram=histogram, curve=curve, said=said, text_histogram=text_histogram,
+        text_curve=text_curve, worst_first=worst_first, charts=training_charts, modules=modules, by_loss=by_loss,
+        totals=totals, differences=differences, sweep_charts=sweep_charts, costs=COSTS, oscillation=oscillation,
+        scale_of=scale_of, link=_link, titles=STAGES,
+        stage_columns=[f"{title}, %" for title in STAGES.values()], library="",
     )  # fmt: skip
     return environment.get_template(template).render(values)
 
@@ -80,7 +79,7 @@ def write_report(runs: Sequence[RunFolder], folder: str | Path) -> Path:
     """Write `report.html` and `report.md` of runs into a folder; returns the first."""
     library = javascript() if any(run.training for run in runs) else ""
     title = " · ".join(run.name for run in runs)
-    return _write(folder, "report", runs=list(runs), library=library, title=title)
+    return _write(folder, "report", runs=list(runs), library=library, title=title, here=Path(folder).resolve())
 
 
 def write_sweep(sweep: Sweep, folder: str | Path) -> Path:
@@ -93,6 +92,11 @@ def _write(folder: str | Path, template: str, **values: Any) -> Path:
     return write_text(Path(folder) / "report.html", render(f"{template}.html.j2", **values))
 
 
+def _link(file: Path, folder: Path) -> str:
+    """The address of a file in a page that is in a folder."""
+    return quote(os.path.relpath(file, folder).replace(os.sep, "/"))
+
+
 def _cell(value: Any) -> str:
     """Text inside a cell of a Markdown table."""
     return " ".join(str(value).replace("|", "\\|").split())
@@ -100,4 +104,4 @@ def _cell(value: Any) -> str:
 
 def _inline(spec: Any) -> Markup:
     """JSON inside a script element, which nothing in it can end."""
-    return Markup(json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c"))
+    return Markup(json.dumps(spec, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))

@@ -17,7 +17,7 @@ try:
 except ImportError:  # a sweep without a plot is a sweep all the same
     alt = None  # type: ignore[assignment]
 
-COSTS = {"size": "file, kB", "latency": "latency, ms"}
+COSTS = {"kB": "file, kB", "ms": "latency, ms"}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -25,11 +25,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points) for cost, gain in points]
 
 
-def pareto_plot(results: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw runs that have results, whole or not at all.
+def pareto_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw the jobs of a sweep, whole or not at all.
 
     Args:
-        results: what `results.json` holds, by job.
+        rows: of `Sweep.rows`.
         path: an .svg or .png file.
 
     Raises:
@@ -38,26 +38,18 @@ def pareto_plot(results: Mapping[str, Mapping[str, Any]], path: str | Path) -> P
     """
     if alt is None:
         raise ConfigError("the plot of a sweep needs altair and vl-convert: pip install altair vl-convert-python")
-    charts = [_chart(results, cost) for cost in COSTS]
     with replacing(path) as temporary:
-        alt.hconcat(*charts).save(str(temporary))
+        alt.hconcat(*(_chart(rows, cost) for cost in COSTS)).save(str(temporary))
     return Path(path)
 
 
-def _chart(results: Mapping[str, Mapping[str, Any]], cost: str) -> Any:
-    costs = {
-        job: r["size_bytes"]["int8"] / 1e3 if cost == "size" else r["latency_ms"]["int8"] for job, r in results.items()
-    }
-    points = [(costs[job], r["top1"]["int8"]) for job, r in results.items()]
-    rows = [
-        {"job": job, "cost": x, "top1": y, "recipe": r["recipe"], "front": on}
-        for (job, r), (x, y), on in zip(results.items(), points, front(points), strict=True)
-    ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("cost:Q", title=COSTS[cost], scale=alt.Scale(zero=False)),
+def _chart(rows: Sequence[Mapping[str, Any]], cost: str) -> Any:
+    shown = [{key: row[key] for key in ("job", "recipe", "top1", cost, f"{cost} front")} for row in rows]
+    base = alt.Chart(alt.Data(values=shown)).encode(
+        x=alt.X(f"{cost}:Q", title=COSTS[cost], scale=alt.Scale(zero=False)),
         y=alt.Y("top1:Q", title="int8 top-1, %", scale=alt.Scale(zero=False)),
     )
-    line = base.transform_filter("datum.front").mark_line(color="grey", interpolate="step-after")
+    line = base.transform_filter(f"datum['{cost} front']").mark_line(color="grey", interpolate="step-after")
     dots = base.mark_point(filled=True, size=60).encode(color=alt.Color("recipe:N"), opacity=alt.value(0.9))
     names = base.mark_text(align="left", dx=6, dy=-6, fontSize=9).encode(text="job:N")
     return (line + dots + names).properties(width=320, height=260)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 import math
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from qat.errors import ReportError
 from qat.files import write_text
+from qat.report.form import parse
 
 VERSION = 1
 FOLDER = "record"
@@ -153,6 +153,16 @@ class Training:
     oscillating: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse curves that have no value for each of their steps."""
+        for steps, names in (("steps", ("loss", "lr")), ("val_steps", ("val_loss", "val_top1"))):
+            for name in names:
+                if (found := len(getattr(self, name))) != (wanted := len(getattr(self, steps))):
+                    raise ValueError(f"{name} has {found} points, and {steps} {wanted}")
+        for name, curves in (("scales", self.scales), ("oscillating", self.oscillating)):
+            if long := [path for path, values in curves.items() if len(values) > len(self.range_steps)]:
+                raise ValueError(f"{name} of {long[0]} has more points than range_steps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCount:
@@ -202,7 +212,7 @@ class Classes:
         disagreements: on how many of them float and int8 say different classes.
         classes: all of them.
         confusion: the cells that changed.
-        images: some of the disagreements.
+        images: the disagreements that both models are surest of.
     """
 
     examples: int
@@ -254,8 +264,8 @@ def read(run_dir: str | Path, form: type[R], name: str | None = None) -> R | Non
             raise ReportError(
                 f"{path} is of version {found['version']}, and this package reads up to {VERSION}; update qat"
             )
-        return _parse(form, found)
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        return parse(form, found, null=math.nan)
+    except (ValueError, AttributeError) as error:  # AttributeError: a list where an object belongs
         raise ReportError(f"{path} is damaged: {error}. Remove it, and the report does without") from error
 
 
@@ -268,26 +278,4 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return value
-
-
-def _parse(form: Any, value: Any) -> Any:
-    """`value`, as JSON has it, as the type `form`; keys that the form does not know are left out."""
-    origin, inner = get_origin(form), get_args(form)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _parse(next(t for t in inner if t is not type(None)), value)
-    if is_dataclass(form):
-        hints = get_type_hints(form)
-        needed = [f.name for f in fields(form) if f.default is MISSING and f.default_factory is MISSING]
-        if lacking := [name for name in needed if name not in value]:
-            raise LookupError(f"no {', '.join(lacking)}")
-        return form(**{name: _parse(hint, value[name]) for name, hint in hints.items() if name in value})  # type: ignore[operator]
-    if origin is tuple:
-        return tuple(_parse(inner[0], item) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        return {key: _parse(inner[1], item) for key, item in value.items()}
-    if form is float:
-        return math.nan if value is None else float(value)
-    if not isinstance(value, form):
-        raise TypeError(f"{value!r} is no {form.__name__}")
     return value

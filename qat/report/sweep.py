@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -24,51 +23,41 @@ from rich.table import Table
 from rich.text import Text
 
 from qat.errors import QatError
-from qat.report.card import read_results
+from qat.report.interval import between
+from qat.report.jobs import Job, job_folders, job_number, read_sweep
 from qat.report.objective import read_failure
 from qat.report.pareto import pareto_plot
+from qat.report.results import FILE, STAGES, Results
 
 PLOT = "pareto.svg"
 
 
 def sweep_table(folder: str | Path) -> RenderableType:
     """One row per job, best int8 first: its overrides and what came of it; then why jobs failed."""
+    sweep = read_sweep(folder)
     table = Table(title=f"Sweep in {folder}", title_style="bold", title_justify="left")
     for column in ("job", "overrides"):
         table.add_column(column, overflow="fold")
-    for column in ("float", "PTQ", "QAT", "int8", "agreement", "size", "latency", "gate"):
+    for column in (*STAGES.values(), "95 % interval", "agreement", "size", "latency", "gate"):
         table.add_column(column, justify="right")
-    rows, failures = [], []
-    for run in job_folders(folder):
-        overrides = escape(", ".join(yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) or []))
-        if message := read_failure(run):
-            failures.append(f"job {run.name}: {message}")
-        if not (run / "results.json").is_file():
-            rows.append((-1.0, (run.name, overrides, *[""] * 7, "[red]failed[/]" if message else "[red]no results[/]")))
-            continue
-        r = read_results(run)
-        rows.append((r["top1"]["int8"], (run.name, overrides, *_cells(r))))
-    for _, cells in sorted(rows, key=lambda row: -row[0]):
-        table.add_row(*cells)
-    return Group(table, Text("\n".join(failures), style="red")) if failures else table
+    for job in (*sweep.done, *sweep.failed):
+        overrides = escape(", ".join(f"{key}={value}" for key, value in job.settings.items()))
+        table.add_row(job.name, overrides, *(_cells(job.results) if job.results else _blank(job)))
+    said = [f"job {job.name}: {job.error}" for job in sweep.jobs if job.error]
+    return Group(table, Text("\n".join(said), style="red")) if said else table
 
 
-def job_folders(folder: str | Path) -> list[Path]:
-    """The run folders of a sweep that were begun, by number."""
-    begun = (p for p in Path(folder).iterdir() if (p / ".hydra" / "overrides.yaml").is_file())
-    return sorted(begun, key=_number)
+def _cells(r: Results) -> list[str]:
+    top1 = [f"{r.stages[k]:.2f}" if k in r.stages else "" for k in STAGES]
+    ratios = [f"{ratio:.2f}x" if (ratio := r.ratio(name)) else "" for name in ("size_bytes", "latency_ms")]
+    gate = "[green]passed[/]" if r.passed else "[red]failed[/]"
+    found = between(r.stages["int8"], r.examples) if "int8" in r.stages else "no int8"
+    return [*top1, found, f"{r.agreement:.2f}", *ratios, gate]
 
 
-def _number(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdigit() else -1, path.name)
-
-
-def _cells(r: dict[str, Any]) -> list[str]:
-    size = r["size_bytes"]["int8"] / r["size_bytes"]["float"]
-    latency = r["latency_ms"]["int8"] / r["latency_ms"]["float"]
-    top1 = [f"{r['top1'][k]:.2f}" if k in r["top1"] else "" for k in ("float", "ptq", "qat", "int8")]
-    gate = "[green]passed[/]" if r["passed"] else "[red]failed[/]"
-    return [*top1, f"{r['agreement']:.2f}", f"{size:.2f}x", f"{latency:.2f}x", gate]
+def _blank(job: Job) -> list[str]:
+    stopped = job.error.startswith("no results")
+    return [*[""] * (len(STAGES) + 4), "[red]no results[/]" if stopped else "[red]failed[/]"]
 
 
 class SweepSummary(Callback):
@@ -97,7 +86,7 @@ class SweepSummary(Callback):
                 self.total = max(0, self.total - self.before)
                 return
             self.total = config.hydra.sweeper.n_trials = max(0, config.hydra.sweeper.n_trials - self.before)
-            first = 1 + max(_number(job)[0] for job in jobs)
+            first = 1 + max(job_number(job)[0] for job in jobs)
             sampler = config.hydra.sweeper.sampler
             if sampler.get("seed") is not None:
                 sampler.seed += first  # the same seed would draw the first trials again
@@ -116,24 +105,21 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary of the sweep's folder, and draw what has results; where no job has any, exit with 1."""
         folder = Path(config.hydra.sweep.dir)
-        console = Console()
+        console, sweep = Console(), read_sweep(folder)
         console.print(sweep_table(folder))
-        results = {job.name: read_results(job) for job in job_folders(folder) if (job / "results.json").is_file()}
         try:
-            if results:
-                console.print(
-                    f"accuracy against size and latency: {pareto_plot(results, folder / PLOT)}", soft_wrap=True
-                )
+            if rows := sweep.rows():
+                console.print(f"accuracy against size and latency: {pareto_plot(rows, folder / PLOT)}", soft_wrap=True)
         except QatError as error:  # the table stands
             console.print(f"no plot: {error}", soft_wrap=True)
-        if not results:
+        if not any(job.results for job in sweep.jobs):
             raise SystemExit(1)
 
 
 def _finished(folder: Path, *, failed: bool = True) -> int:
     """How many jobs ended, well or, where that counts, with a message."""
     messages = [bool(read_failure(job)) for job in job_folders(folder)]
-    well = [(job / "results.json").is_file() for job in job_folders(folder)]
+    well = [(job / FILE).is_file() for job in job_folders(folder)]
     return sum((w or m) if failed else (w and not m) for w, m in zip(well, messages, strict=True))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from omegaconf import DictConfig
 from qat.errors import ConfigError, ParityError
 from qat.models import resnet20
 from qat.pipeline import run
+from qat.pipeline.resumption import clear
+from qat.pipeline.tasks import TASKS
+from qat.pipeline.terminal import busy, follow
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 QUICK = ["model=resnet20", "trainer.enable_progress_bar=false", "latency.repeats=1", "report=false"]
@@ -62,13 +68,42 @@ def test_evaluating_what_was_delivered_gives_its_numbers(
 ) -> None:
     folder, before = delivered
     results = run(config(tmp_path, "task=evaluate", f"evaluate.artifact={folder / given}", "verify.top1=50",
-                         "verify.agreement=50"))  # fmt: skip
+                         "verify.agreement=50", "report=true"))  # fmt: skip
     assert results["top1"] == {"float": pytest.approx(before["top1"]["float"]), "int8": before["top1"]["int8"]}
     assert [stage["name"].split(",")[0].split(" ")[0] for stage in results["parity"]] == [
         "float", "integer", "onnxruntime", "onnxruntime",
     ]  # fmt: skip
     assert (results["recipe"], results["model"]) == ("w8a8", "ResNetCifar")
     assert results["size_bytes"] == before["size_bytes"]
+    assert results["coverage"] == before["coverage"]
+    assert (before["coverage"]["in_float"], before["coverage"]["islands"]) == ([], [])
+    assert before["coverage"]["integer"] > 20  # convolutions, sums and what is between
+    assert before["latency_batch_size"] == 1
+    page = (tmp_path / "report.html").read_text()
+    assert "Float and int8 disagree on" in page
+    assert f"{before['coverage']['integer']} operators on integers, 0 in float" in page
+
+
+def test_a_folder_that_is_used_again_keeps_nothing_of_the_report(tmp_path: Path) -> None:
+    for resumed in (True, False):
+        (tmp_path / "record").mkdir(exist_ok=True)
+        (tmp_path / "record" / "qat.json").touch()
+        clear(tmp_path, resumed=resumed)
+        assert (tmp_path / "record").exists() == resumed
+
+
+def test_quiet_takes_every_bar_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(cfg: DictConfig) -> dict[str, Any]:
+        batches = [1, 2]
+        bars = {"training": cfg.trainer.enable_progress_bar, "stages": follow(cfg, batches, "a") is not batches}
+        return bars | {"busy": not isinstance(busy(cfg, "a"), nullcontext)}
+
+    monkeypatch.setitem(TASKS, "ptq", shown)
+    cfg = config(tmp_path, "task=ptq", "trainer.enable_progress_bar=true")
+    assert set(run(cfg).values()) == {True}
+    cfg.quiet = True
+    assert set(run(cfg).values()) == {False}
+    assert cfg.trainer.enable_progress_bar  # the caller's config is left alone
 
 
 def test_evaluating_the_integer_program_alone(delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -103,6 +138,16 @@ def test_evaluating_a_float_model(checkpoint: Path, delivered: tuple[Path, dict[
     assert results["top1"] == {"float": pytest.approx(delivered[1]["top1"]["float"])}
     assert results["agreement"] == 100.0
     assert not list(tmp_path.glob("int8*"))
+
+
+def test_the_command_ends_well_without_int8(checkpoint: Path, tmp_path: Path) -> None:
+    """There is no objective in its results, and a report all the same."""
+    overrides = [*QUICK[:-1], "task=evaluate", f"init_from={checkpoint}", f"run_dir={tmp_path}/run"]
+    command = [sys.executable, str(CONF.parent / "train.py"), *overrides, f"cache_dir={tmp_path}/cache", "quiet=true"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "task evaluate" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

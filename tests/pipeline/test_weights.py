@@ -39,7 +39,9 @@ def config(folder: Path, *overrides: str) -> DictConfig:
 )
 def test_the_demos_end_in_a_card(experiment: str, model: str, recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    results = run(config(folder, f"experiment={experiment}", *TINY[model]))
+    results = run(config(folder, f"experiment={experiment}", *TINY[model], "report=true"))
+    page = (folder / "report.html").read_text()
+    assert all(part in page for part in ("The parity ladder", "Float and int8 disagree on", "Operators of the model"))
     assert results["passed"]
     assert results["agreement"] == 100.0
     assert results["recipe"] == recipe

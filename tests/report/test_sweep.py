@@ -20,14 +20,22 @@ from rich.console import Console
 
 from qat.errors import ConfigError
 from qat.models import resnet20
+from qat.report.jobs import job_folders, read_sweep
 from qat.report.objective import objectives, read_failure, require_objectives, write_failure
 from qat.report.pareto import front, pareto_plot
-from qat.report.sweep import job_folders, sweep_table
+from qat.report.sweep import sweep_table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = {
-    "recipe": "w8a8", "top1": {"float": 98.1, "ptq": 97.5, "qat": 98.0, "int8": 98.33}, "agreement": 99.7,
-    "passed": True, "size_bytes": {"float": 8_900_000, "int8": 2_400_000}, "latency_ms": {"float": 1.5, "int8": 0.75},
+    "model": "MobileNetV2", "recipe": "w8a8", "target": "onnxruntime", "seed": 0, "examples": 360,
+    "top1": {"float": 98.1, "ptq": 97.5, "qat": 98.0, "int8": 98.33}, "agreement": 99.7, "int8_mac_share": 1.0,
+    "passed": True, "failures": [], "departure": "", "parity": [], "versions": {},
+    "size_bytes": {"float": 8_900_000, "int8": 2_400_000}, "latency_ms": {"float": 1.5, "int8": 0.75},
+    "cpu": {"name": "A CPU", "isa": [], "threads": 1},
+}  # fmt: skip
+FLOAT = {
+    **RESULTS, "task": "evaluate", "top1": {"float": 98.1}, "agreement": 100.0, "int8_mac_share": None,
+    "size_bytes": {"float": 8_900_000}, "latency_ms": {"float": 1.5},
 }  # fmt: skip
 
 
@@ -61,9 +69,32 @@ def test_the_table_lists_failures_with_their_message(tmp_path):
     assert read_failure(tmp_path / "0") == ""
 
 
+def test_the_table_lists_jobs_without_int8_damaged_ones_and_those_of_another_version(tmp_path):
+    job(tmp_path, "0", "task=evaluate", results=FLOAT)
+    job(tmp_path, "1", "seed=1", results={"recipe": "w8a8"})
+    job(tmp_path, "2", "seed=2")
+    (tmp_path / "2" / "results.json").write_text("{")
+    text = " ".join(text_of(sweep_table(tmp_path)).split())
+    assert "no int8" in text
+    assert "job 0: no int8: task=evaluate, float top-1 98.10 %" in text
+    assert "job 1: ReportError: results.json is of another version: it has no model, target, top1" in text
+    assert "job 2: ReportError:" in text
+    assert "results.json is damaged" in text
+
+
+def test_the_table_shows_intervals(tmp_path):
+    job(tmp_path, "0", "quant=w8a8", results=RESULTS)
+    assert "96.4 \N{EN DASH} 99.2" in text_of(sweep_table(tmp_path))  # 98.33 % of 360
+
+
 def test_objectives_are_numbers_of_the_artefact():
     assert objectives(RESULTS, require_objectives("top1")) == 98.33
     assert objectives(RESULTS, require_objectives(["agreement", "size", "latency"])) == (99.7, 2_400_000.0, 0.75)
+
+
+@pytest.mark.parametrize("names", ["top1", "agreement", "size", "latency", ["latency", "top1"]])
+def test_an_evaluated_float_model_has_no_objective(names):
+    assert objectives(FLOAT, require_objectives(names)) is None
 
 
 @pytest.mark.parametrize(
@@ -90,7 +121,9 @@ def test_the_front_is_what_nothing_beats(points):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:altair.*")
 def test_the_plot_shows_every_job(tmp_path):
     pytest.importorskip("vl_convert", reason="the extra `sweep` is not installed")
-    path = pareto_plot({"0": RESULTS, "1": {**RESULTS, "recipe": "w4a8"}}, tmp_path / "pareto.svg")
+    job(tmp_path, "0", "quant=w8a8", results=RESULTS)
+    job(tmp_path, "1", "quant=w4a8", results={**RESULTS, "recipe": "w4a8"})
+    path = pareto_plot(read_sweep(tmp_path).rows(), tmp_path / "pareto.svg")
     svg = path.read_text()
     assert all(word in svg for word in ("w8a8", "w4a8", "int8 top-1, %", "latency, ms", "file, kB"))
 

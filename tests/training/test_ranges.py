@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from qat.training import Classifier, QuantizationAwareTraining
 from qat.training.ranges import RangeLogger
 
+TINY = 1e-5  # TensorBoard keeps float32
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*", "ignore::DeprecationWarning:google.*")
 def test_scales_and_histograms_are_logged_at_every_validation(small_net, images, tmp_path):
@@ -31,3 +33,12 @@ def test_scales_and_histograms_are_logged_at_every_validation(small_net, images,
     assert -63 <= top.min <= top.max <= 63  # 7 bits, narrow
     assert "scale/stem.weight_quantizer" in found.Tags()["scalars"]
     assert "scale/" not in (tmp_path / "csv" / "metrics.csv").read_text()
+    activations = {name.removeprefix("activations/") for name in found.Tags()["histograms"] if name[:3] == "act"}
+    scales = {name.removeprefix("scale/") for name in found.Tags()["scalars"] if name.startswith("scale/")}
+    assert activations == {name for name in scales if not name.endswith("weight_quantizer")}
+    for name in activations:  # what left a quantizer lies on its grid
+        low, high = (found.Scalars(f"{end}/{name}")[-1].value for end in ("low", "high"))
+        values = found.Histograms(f"activations/{name}")[-1].histogram_value
+        assert low - TINY <= values.min <= values.max <= high + TINY
+    for name in scales - activations:
+        assert found.Scalars(f"low/{name}")[-1].value == -found.Scalars(f"high/{name}")[-1].value
