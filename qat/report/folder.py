@@ -16,7 +16,7 @@ from qat.report.record import Classes, Layers, Run, Training, read
 from qat.report.results import Results, parse_results, read_results
 
 TRACES = ("results.json", "plan.txt", "config.yaml", ".hydra", "train.log")
-PLACES = ("run_dir", "cache_dir", "ckpt_path")
+PLACES = ("run_dir", "cache_dir", "ckpt_path", "logger.save_dir", "logger.tracking_uri")
 STATIC = ("qat", "ptq", "analyze")  # tasks whose models have quantizers to look at
 
 

@@ -47,12 +47,13 @@ def totals(layers: Layers) -> dict[str, float]:
 
 
 def scale_of(layer: Layer, training: Training | None) -> Sequence[float]:
-    """The scale of an operator over training, a learned one before an observed one; empty where none is known."""
-    known = [path for path in layer.quantizers if training is not None and path in training.scales]
-    if training is None or not known:
+    """The scale of an operator over training: the one that moved most, of learned ones before observed ones."""
+    if training is None:
         return ()
+    known = [path for path in layer.quantizers if training.scales.get(path)]
     learned = [path for path in known if path in training.trained]
-    return training.scales[(learned or known)[-1]]
+    curves = [training.scales[path] for path in learned or known]
+    return max(curves, key=lambda values: (max(values) - min(values)) / (max(values) or 1.0), default=())
 
 
 def render(template: str, **values: Any) -> str:

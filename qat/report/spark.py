@@ -32,12 +32,18 @@ def said(values: Values) -> str:
     return f"values {values.low:.3g} to {values.high:.3g}, grid {values.grid_low:.3g} to {values.grid_high:.3g}"
 
 
-def curve(values: Sequence[float], about: str) -> Markup:
-    """A curve as SVG from its lowest to its highest value; values that are no numbers leave gaps."""
+def curve(values: Sequence[float], about: str, *, least: float = 0.0) -> Markup:
+    """A curve as SVG from its lowest to its highest value; values that are no numbers leave gaps.
+
+    Args:
+        values: at equal distances.
+        about: what it shows.
+        least: share of the highest value that the whole height is at least, so that what hardly moves looks so.
+    """
     known = [value for value in values if math.isfinite(value)]
     if len(known) < 2:
         return Markup("")
-    low, span = min(known), (max(known) - min(known)) or 1.0
+    low, span = _span(known, least)
     points, pen = "", "M"
     for i, value in enumerate(values):
         if not math.isfinite(value):
@@ -56,14 +62,20 @@ def text_histogram(values: Values) -> str:
     return "".join(BLOCKS[round((len(BLOCKS) - 1) * (count / top) ** 0.25)] if count else "·" for count in counts)
 
 
-def text_curve(values: Sequence[float]) -> str:
-    """A curve as blocks of text, from its lowest to its highest value; empty for fewer than two."""
+def text_curve(values: Sequence[float], *, least: float = 0.0) -> str:
+    """A curve as blocks of text, as `curve`; empty for fewer than two values."""
     known = [value for value in values if math.isfinite(value)]
     if len(known) < 2:
         return ""
     means = _grouped(known, lambda group: sum(group) / len(group))
-    low, span = min(means), (max(means) - min(means)) or 1.0
+    low, span = _span(means, least)
     return "".join(BLOCKS[round((len(BLOCKS) - 1) * (value - low) / span)] for value in means)
+
+
+def _span(values: Sequence[float], least: float) -> tuple[float, float]:
+    """The lowest value, and what the whole height stands for."""
+    low, high = min(values), max(values)
+    return low, max(high - low, least * abs(high)) or 1.0
 
 
 def _grouped(values: Sequence[float], together: Callable[[Sequence[float]], float]) -> list[float]:

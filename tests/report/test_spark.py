@@ -33,6 +33,8 @@ def test_curves_in_text():
     assert text_curve((0.0, 1.0, 2.0, 7.0)) == "▁▂▃█"
     assert len(text_curve([float(i) for i in range(1000)])) == 16
     assert text_curve((5.0, 5.0)) == "▁▁"
+    assert text_curve((100.0, 100.5)) == "▁█"
+    assert text_curve((100.0, 100.5), least=0.05) == "▁▂"  # a tenth of the height
 
 
 def test_fewer_than_two_numbers_are_no_curve():
