@@ -78,7 +78,7 @@ def _results(prepared: PreparedModel) -> dict[str, nn.Module]:
     """By the path of its quantizer, the module that returns each activation on its grid."""
     modules = dict(prepared.named_modules())
     weights = {layer.weight_quantizer for layer in modules.values() if isinstance(layer, FakeQuantWeight)}
-    found = {}
+    found: dict[str, nn.Module] = {}
     for path, quantizer in quantizers(prepared).items():
         owner, _, name = path.rpartition(".")
         if quantizer not in weights:  # an output quantizer may be computed as one with what is before it
@@ -87,7 +87,7 @@ def _results(prepared: PreparedModel) -> dict[str, nn.Module]:
 
 
 def _ranges(prepared: PreparedModel) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for name, quantizer in quantizers(prepared).items():
         low, high = _ends(quantizer)
         found |= {f"scale/{name}": float(quantizer.scale.abs().mean()), f"low/{name}": low, f"high/{name}": high}

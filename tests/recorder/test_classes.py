@@ -53,3 +53,19 @@ def test_a_commit_is_told_and_whether_files_differ_from_it(tmp_path):
     assert (len(clean.commit), clean.changed) == (40, False)
     (tmp_path / "file").write_text("b")
     assert record_run("python train.py", tmp_path).changed
+
+
+def test_the_images_that_both_are_surest_of_are_kept(tmp_path):
+    sure = torch.linspace(0.1, 5.0, 30)[torch.randperm(30)]  # logit of the class that a model names
+    images = torch.zeros(30, 3, 2, 2)
+    images[:, 0, 0, 0] = sure
+
+    def names(which: int):
+        return lambda x: torch.nn.functional.one_hot(torch.tensor(which), 2) * x[:, 0, :1, 0]
+
+    batches = [(images[i : i + 7], torch.zeros(len(images[i : i + 7]), dtype=torch.long)) for i in range(0, 30, 7)]
+    found = record_classes(names(0), names(1), batches, ("cat", "dog"), tmp_path)
+    assert found.disagreements == 30
+    places = sure.argsort(descending=True).tolist()[:24]
+    assert [image.file for image in found.images] == [f"record/images/{place}.png" for place in places]
+    assert {path.name for path in (tmp_path / "record" / "images").iterdir()} == {f"{place}.png" for place in places}

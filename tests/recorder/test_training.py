@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from qat.recorder import TrainingRecorder
 from qat.recorder.training import phases_of
 from qat.report.record import Phase, Training, read
-from qat.training import Classifier
+from qat.training import Classifier, QuantizationAwareTraining
 
 PHASES = {"ranges move": 0.0, "ranges frozen": 0.5}
 
@@ -54,3 +54,19 @@ def test_curves_of_a_training_that_was_interrupted_go_on(tmp_path):
     fit(tmp_path / "begun", 2, ckpt_path=tmp_path / "last.ckpt")
     resumed = read(tmp_path / "begun", Training, "qat")
     assert resumed == whole
+
+
+@pytest.mark.parametrize(("recipe", "learned"), [("w4a4_lsq", True), ("w8a8", False)])
+def test_it_is_told_which_scales_are_learned(small_net, images, tmp_path, recipe, learned):
+    loader = DataLoader(TensorDataset(images, torch.arange(16) % 5), batch_size=8)
+    module = Classifier(small_net.train(), num_classes=5, optimizer=partial(torch.optim.SGD, lr=0.01))
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+        callbacks=[QuantizationAwareTraining(recipe=recipe), TrainingRecorder(tmp_path, "qat")],
+    )  # fmt: skip
+    trainer.fit(module, loader, loader)
+    found = read(tmp_path, Training, "qat")
+    assert set(found.trained) <= set(found.scales)
+    assert ("point.weight_quantizer" in found.trained) == learned
+    assert bool(found.trained) == learned
