@@ -1,7 +1,13 @@
-"""Draws docs/images/staircase.svg: `python docs/pictures.py`, when its formula changes."""
+"""Draws docs/images: when the formula of the staircase changes, or the look of a report.
+
+python docs/pictures.py                             staircase.svg
+python docs/pictures.py outputs/RUN/report.html     report.png, the top of it; needs Chromium and playwright
+"""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import altair as alt
@@ -27,5 +33,21 @@ def staircase() -> alt.HConcatChart:
     ).configure(background="white")
 
 
+def report(html: Path) -> None:
+    """The top of a report, as a browser shows it once its charts are drawn."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1120, "height": 1260}, color_scheme="light")
+        page.goto(html.resolve().as_uri())
+        page.wait_for_function("performance.getEntriesByName('drawn').length")
+        page.screenshot(path=IMAGES / "report.png")
+        browser.close()
+
+
 if __name__ == "__main__":
-    staircase().save(str(IMAGES / "staircase.svg"))
+    if len(sys.argv) > 1:
+        report(Path(sys.argv[1]))
+    else:
+        staircase().save(str(IMAGES / "staircase.svg"))

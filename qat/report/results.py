@@ -17,6 +17,7 @@ from qat.report.form import parse
 
 FILE = "results.json"
 UNTRAINED = ("ptq", "analyze")  # tasks with no QAT of their own
+WHOLE = 100.001  # percent, and what float32 may add to it
 STAGES = {"float": "float", "ptq": "PTQ", "qat": "QAT", "int8": "int8"}  # key and title
 
 
@@ -134,7 +135,7 @@ class Results:
             raise ValueError(f"examples is {self.examples}, need 1 or more")
         shares = {"agreement": self.agreement, **{f"top1.{key}": value for key, value in self.top1.items()}}
         for key, value in shares.items():
-            if value is not None and not 0.0 <= value <= 100.0:
+            if value is not None and not 0.0 <= value <= WHOLE:
                 raise ValueError(f"{key} is {value}, need 0 to 100")
         for name in ("size_bytes", "latency_ms"):
             for key, value in getattr(self, name).items():
