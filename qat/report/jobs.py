@@ -15,6 +15,8 @@ from qat.report.pareto import COSTS, front
 from qat.report.record import Run, read
 from qat.report.results import Results, parse_results, read_results
 
+STOPPED = "no results: it was interrupted, or still runs"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -33,6 +35,11 @@ class Job:
     results: Results | None
     error: str
     command: str
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it left neither results nor a message."""
+        return self.error == STOPPED
 
     @property
     def compared(self) -> bool:
@@ -124,7 +131,7 @@ def _job(folder: Path) -> Job:
     except ReportError as error:
         failure = failure or f"{type(error).__name__}: {error}"
     if results is None:
-        failure = failure or "no results: it was interrupted, or still runs"
+        failure = failure or STOPPED
     elif not results.compared:
         said = "".join(f", float top-1 {top1:.2f} %" for key, top1 in results.stages.items() if key == "float")
         failure = failure or f"no int8: task={results.task}{said}"

@@ -43,7 +43,7 @@ def sweep_table(folder: str | Path) -> RenderableType:
     for job in (*sweep.done, *sweep.failed):
         overrides = escape(", ".join(f"{key}={value}" for key, value in job.settings.items()))
         table.add_row(job.name, overrides, *(_cells(job.results) if job.results else _blank(job)))
-    said = [f"job {job.name}: {job.error}" for job in sweep.jobs if job.error]
+    said = [f"job {job.name}: {job.error}" for job in sweep.jobs if job.error and not job.stopped]
     return Group(table, Text("\n".join(said), style="red")) if said else table
 
 
@@ -56,8 +56,7 @@ def _cells(r: Results) -> list[str]:
 
 
 def _blank(job: Job) -> list[str]:
-    stopped = job.error.startswith("no results")
-    return [*[""] * (len(STAGES) + 4), "[red]no results[/]" if stopped else "[red]failed[/]"]
+    return [*[""] * (len(STAGES) + 4), "[red]no results[/]" if job.stopped else "[red]failed[/]"]
 
 
 class SweepSummary(Callback):

@@ -80,9 +80,9 @@ def _results(prepared: PreparedModel) -> dict[str, nn.Module]:
     weights = {layer.weight_quantizer for layer in modules.values() if isinstance(layer, FakeQuantWeight)}
     found: dict[str, nn.Module] = {}
     for path, quantizer in quantizers(prepared).items():
-        owner, _, name = path.rpartition(".")
-        if quantizer not in weights:  # an output quantizer may be computed as one with what is before it
-            found[path] = modules[owner] if name == "output_quantizer" else quantizer
+        owner = modules[path.rpartition(".")[0]]
+        if quantizer not in weights:  # BatchNorm computes its own as one with what it normalizes
+            found[path] = owner if isinstance(owner, nn.modules.batchnorm._BatchNorm) else quantizer
     return found
 
 
