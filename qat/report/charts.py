@@ -182,7 +182,7 @@ def pareto_chart(rows: Sequence[Mapping[str, Any]], cost: str, title: str) -> Sp
     x = {"field": cost, "type": "quantitative", "title": title, "scale": {"zero": False}}
     y = {"field": "top1", "type": "quantitative", "title": "int8 top-1, %", "scale": {"zero": False}}
     on = [row for row in rows if row[f"{cost} front"]]
-    shown = {"x": x, "y": y, "color": _color("recipe"), "opacity": DIM,
+    shown = {"x": x, "y": y, "color": _color("recipe", above=LINE), "opacity": DIM,
              "tooltip": [{"field": f} for f in ("job", "settings", "top1", cost)]}  # fmt: skip
     line = {"type": "line", "interpolate": "step-after", "color": "var(--soft)", "strokeDash": [4, 3]}
     names = {"type": "text", "align": "left", "dx": 6, "dy": -7, "fontSize": 10}
