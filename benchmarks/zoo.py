@@ -3,7 +3,8 @@
     uv run --extra timm benchmarks/zoo.py --record benchmarks/zoo.jsonl --markdown docs/zoo.md
     uv run benchmarks/zoo.py --models torchvision/resnet18 timm/vit_tiny_patch16_224 --size 224
 
-With `--record`, figures are kept there, and `--markdown` makes its table of all of them; `--missing` runs the others.
+With `--record`, figures are kept there, and `--markdown` makes its table of all of them; `--missing` runs the others,
+and `--models` without a name none.
 
 Each model runs in a process of its own with a time limit. Weights are random; BatchNorm's statistics and gamma are
 drawn from ranges that a wrong eps, momentum or sign would show in, and parameters that start at zero (layer scale, a
@@ -230,7 +231,7 @@ def in_order(record: dict[Any, zoo_table.Row]) -> list[zoo_table.Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", help="torchvision/NAME or timm/NAME; all by default")
+    parser.add_argument("--models", nargs="*", help="torchvision/NAME or timm/NAME; all by default, none when empty")
     parser.add_argument("--size", type=int, help="pixels, for all; by default small, where the model takes that")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds for a model")
@@ -252,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     console, record, rows = Console(soft_wrap=True), zoo_table.read(args.record), []
     known = {model for model, _ in record}
-    wanted = [n for n in args.models or names() if not (args.missing and n in known)]
+    wanted = [n for n in (names() if args.models is None else args.models) if not (args.missing and n in known)]
     for name in track(wanted, "zoo", console=console, transient=True, disable=not console.is_terminal):
         row = in_own_process(name, args)
         rows.append(row)
