@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import qat
+from qat import machine
 from qat.errors import QatError
 from qat.placement.prepared import PreparedModel, quantizers
 
@@ -149,7 +150,7 @@ def prove_named(name: str, size: int | None) -> dict[str, Any]:
     """All figures of one model of the zoo, with random weights and images."""
     torch.manual_seed(0)
     model, size = load(name, size)
-    about = {"threads": torch.get_num_threads(), "day": f"{datetime.now(UTC):%Y-%m-%d}"}
+    about = {"threads": torch.get_num_threads(), "day": f"{datetime.now(UTC):%Y-%m-%d}", "cpu": machine.cpu()["name"]}
     x = torch.randn(FEWER.get(name, EXAMPLES), 3, size, size)
     return {"model": name, "size": size, **about, **prove(randomize(model), x)}
 

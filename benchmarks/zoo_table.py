@@ -42,11 +42,11 @@ Recipe w8a8 for onnxruntime; weights and images are random (see the script). *CP
 which other work on the machine leaves alone; wall seconds are upper bounds, as other work shared the two cores.
 *off*: prepared with fake-quant off against float, largest difference relative to the largest output, in evaluation,
 in training, and after switching back and forth. *step*: one of SGD; gradients and updated weights are finite in every
-trainable tensor that the float model's loss reaches. *(off)*: onnxruntime without graph optimizations, then its
-default. Steps are those of the output's integers, against fake-quant. *noise floor*: mean steps by which fake-quant
-differs from itself when its input moves by float32's rounding; a mean below {mean:g} steps passes, and above it one
-below {floor:g} floors. With random weights classes tie, so agreement over {examples} images is no accuracy: it
-decides nothing here. *file ratio*: int8 file to float parameters.
+trainable tensor that the float model's loss reaches (on 2026-11-24: gradients alone). *(off)*: onnxruntime without
+graph optimizations, then its default. Steps are those of the output's integers, against fake-quant. *noise floor*:
+mean steps by which fake-quant differs from itself when its input moves by float32's rounding; a mean below {mean:g}
+steps passes, and above it one below {floor:g} floors. With random weights classes tie, so agreement over {examples}
+images is no accuracy: it decides nothing here. *file ratio*: int8 file to float parameters.
 """.strip()
 
 
@@ -110,14 +110,15 @@ def _number(row: Row, form: str, *keys: str) -> str:
 
 def markdown(rows: Sequence[Row], *, examples: int, missing: Sequence[str]) -> str:
     """The page: a verdict, what the columns mean, the table, and why models fail."""
-    cpu, versions = machine.cpu(), machine.versions()
+    versions = machine.versions()
+    machines = dict.fromkeys(f"{row['day']}: {row['cpu']}" for row in rows if "day" in row and "cpu" in row)
     failing = {row["model"] for row in rows if not passed(row)}
     models = {row["model"]: row["model"] not in failing for row in rows}
     why = [f"`{model}`: {EXPLAINED.get(model, 'not explained')}." for model, fine in models.items() if not fine]
     lines = [
         "# The zoo",
-        f"{sum(models.values())} of {len(models)} models pass. `benchmarks/zoo.py`, {cpu['name']} "
-        f"({', '.join(cpu['isa'])}), {', '.join(f'{k} {v}' for k, v in versions.items())}.",
+        f"{sum(models.values())} of {len(models)} models pass. `benchmarks/zoo.py`, last with "
+        f"{', '.join(f'{k} {v}' for k, v in versions.items())}. Machines: {'; '.join(machines)}.",
         ABOUT.format(examples=examples, mean=MEAN, floor=FLOOR),
         *([f"Not run yet: {', '.join(f'`{name}`' for name in missing)}."] if missing else []),
         table(HEAD, [cells(row) for row in rows]),
