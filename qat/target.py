@@ -33,6 +33,7 @@ class Target:
         weight_bits_reason: why not wider; shown in plan and card.
         needs_vnni: whether an x86 CPU without VNNI saturates its sums.
         float_bias: biases are stored in float, and the runtime rounds them to int32 itself.
+        sums_round_once: a convolution and the addition behind it are one operator, which does not round between them.
 
     Raises:
         ConfigError: for an unknown key or runtime, a suffix that the runtime does not read, or weight bits outside 2-8.
@@ -49,6 +50,7 @@ class Target:
     weight_bits_reason: str = ""
     needs_vnni: bool = False
     float_bias: bool = False
+    sums_round_once: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -86,6 +88,11 @@ class Target:
             found.append(
                 f"weight_bits is {self.weight_bits} at most for {self.name}, {other.weight_bits} for {other.name}"
             )
+        if other.sums_round_once and not self.sums_round_once:
+            found.append(
+                f"{self.name} rounds a convolution before it is added to something, and {other.name} does not "
+                "(sums_round_once)"
+            )
         return tuple(found)
 
 
@@ -103,6 +110,7 @@ def joint(targets: Sequence[Target]) -> Target:
         weight_bits=narrowest.weight_bits,
         weight_bits_reason=narrowest.weight_bits_reason,
         narrow_activations=all(t.narrow_activations for t in targets),
+        sums_round_once=all(t.sums_round_once for t in targets),
     )
     differ = [line for target in targets[1:] for line in target.differences(first)]
     if differ:

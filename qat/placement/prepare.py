@@ -111,7 +111,8 @@ def prepare(
     root.train(model.training)
     everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
     left = excluded((*recipe.exclude, *exclude), everything)
-    sites = {id(graph): find_sites(graph, modules, names[id(graph)], left) for graph in graphs}
+    once = target.sums_round_once
+    sites = {id(g): find_sites(g, modules, names[id(g)], left, sums_round_once=once) for g in graphs}
     if not any(s.tails for s in sites.values()):
         raise PlacementError(
             f"nothing to quantize in {type(model).__name__}: no convolution, linear layer, addition or pooling is left "

@@ -56,6 +56,7 @@ class Sites:
         tails: per integer operator.
         points: nodes whose value gets a quantizer, with the activation that it absorbs.
         on_grid: nodes whose value lies on a grid.
+        unrounded: results of convolutions that an addition takes in as they are, where the target rounds but once.
     """
 
     names: dict[fx.Node, str]
@@ -63,6 +64,7 @@ class Sites:
     tails: dict[fx.Node, Tail] = field(default_factory=dict)
     points: dict[fx.Node, Clamp] = field(default_factory=dict)
     on_grid: set[fx.Node] = field(default_factory=set)
+    unrounded: set[fx.Node] = field(default_factory=set)
 
     @property
     def fused(self) -> dict[fx.Node, fx.Node]:
@@ -74,7 +76,12 @@ class Sites:
 
 
 def find_sites(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], names: dict[fx.Node, str], excluded: Mapping[str, str]
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    names: dict[fx.Node, str],
+    excluded: Mapping[str, str],
+    *,
+    sums_round_once: bool = False,
 ) -> Sites:
     """Decide which values of `graph` get a quantizer.
 
@@ -83,6 +90,7 @@ def find_sites(
         modules: by path.
         names: from `name_nodes`.
         excluded: names that stay in float.
+        sums_round_once: leave a convolution in front of an addition without a quantizer.
     """
     roles: dict[fx.Node, Role] = {n: Role.FLOAT if names[n] in excluded else role_of(n, modules) for n in graph.nodes}
     known = learned_or_data(graph, modules)
@@ -93,6 +101,9 @@ def find_sites(
     for node, role in roles.items():
         if role is Role.ARITHMETIC and function_name(node) in SUMS and _feeds_softmax(node, modules, sites):
             roles[node] = Role.FLOAT
+    if sums_round_once:
+        sums = [n for n, role in roles.items() if role is Role.ARITHMETIC and function_name(n) in SUMS]
+        sites.unrounded = {value for node in sums for value in _convolutions_into(node, sites)[:1]}
     while True:
         before = len(sites.points)
         _pass(graph, modules, sites)
@@ -113,7 +124,7 @@ def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> No
             sites.tails[node] = Tail(clamp=None)
         elif (role in (Role.WEIGHTED, Role.ARITHMETIC) and inputs) or _stands_alone(node, inputs, role, sites):
             for value in inputs:
-                if value not in sites.on_grid:
+                if value not in sites.on_grid and value not in sites.unrounded:
                     absorbed = clamp_of(value, modules) if sites.roles[value] is Role.CLAMP else None
                     _put(sites, value, absorbed)
             if role is Role.ARITHMETIC and _feeds_softmax(node, modules, sites):
@@ -121,7 +132,8 @@ def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> No
                 continue
             tail = _tail(node, role, sites)
             sites.tails[node] = tail
-            _put(sites, tail.last(node), clamp_of(tail.clamp, modules) if tail.clamp else None)
+            if tail.last(node) not in sites.unrounded:
+                _put(sites, tail.last(node), clamp_of(tail.clamp, modules) if tail.clamp else None)
 
 
 def _feeds_softmax(node: fx.Node, modules: Mapping[str, nn.Module], sites: Sites) -> bool:
@@ -143,6 +155,26 @@ def _stands_alone(node: fx.Node, inputs: list[fx.Node], role: Role, sites: Sites
     if role is not Role.NORM or not inputs or inputs[0] not in sites.on_grid or node in sites.fused:
         return False
     return inputs[0].meta["val"].ndim > 2
+
+
+def _convolutions_into(addition: fx.Node, sites: Sites) -> list[fx.Node]:
+    """Summands that are a convolution's result, BatchNorm included, of the sum's own shape and read by nothing else.
+
+    Of two, OpenVINO makes the sum a part of the first.
+    """
+    shape = addition.meta["val"].shape
+    found = []
+    for value in addition.all_input_nodes:
+        head = value.all_input_nodes[0] if sites.roles[value] is Role.NORM else value
+        if (
+            sites.roles[head] is Role.WEIGHTED
+            and head.meta["val"].ndim > 3
+            and value.meta["val"].shape == shape
+            and _only_user(value) is addition
+            and (head is value or _only_user(head) is value)
+        ):
+            found.append(value)
+    return found
 
 
 def _put(sites: Sites, node: fx.Node, clamp: Clamp | None) -> None:

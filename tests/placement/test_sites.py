@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,16 +26,17 @@ class Net(nn.Module):
         return self.function(self, x)
 
 
-def sites_of(function, exclude: tuple[str, ...] = ()) -> Sites:
+def sites_of(function, exclude: tuple[str, ...] = (), *, once: bool = False) -> Sites:
     model = Net(function)
     graph = capture(model, (X,), {}).eval
     names = name_nodes(graph)
     propagate_shapes(model, graph, (X,), {})
-    return find_sites(graph, dict(model.named_modules()), names, {name: name for name in exclude})
+    left = {name: name for name in exclude}
+    return find_sites(graph, dict(model.named_modules()), names, left, sums_round_once=once)
 
 
-def points(function, exclude: tuple[str, ...] = ()) -> dict[str, Clamp]:
-    sites = sites_of(function, exclude)
+def points(function, exclude: tuple[str, ...] = (), *, once: bool = False) -> dict[str, Clamp]:
+    sites = sites_of(function, exclude, once=once)
     return {sites.names[node]: clamp for node, clamp in sites.points.items()}
 
 
@@ -50,6 +52,30 @@ def test_a_tail_ends_where_a_value_has_two_readers():
         return m.relu(y) + y
 
     assert points(function) == {"x": IDENTITY, "norm": IDENTITY, "relu": RELU, "add": IDENTITY}
+
+
+@pytest.mark.parametrize(
+    ("function", "without"),
+    [
+        (lambda m, x: x + m.norm(m.conv(x)), "norm"),
+        (lambda m, x: m.relu(m.conv(x) + x), "conv"),
+        (lambda m, x: m.norm(m.conv(x)) + m.other(x), "norm"),  # of two, the first
+        (lambda m, x: m.other(x) + m.norm(m.conv(x)), "other"),
+        (lambda m, x: x + m.relu(m.conv(x)), None),  # rounded where the activation clamps
+        (lambda m, x: x + m.conv(x).mean((2, 3), keepdim=True), None),
+        (lambda m, x: m.other(y := m.conv(x)) + y, "other"),
+        (lambda m, x: x * m.conv(x), None),
+    ],
+)
+def test_a_convolution_in_front_of_a_sum_where_the_target_rounds_once(function, without):
+    twice = points(function)
+    assert points(function, once=True) == {name: clamp for name, clamp in twice.items() if name != without}
+
+
+def test_what_is_excluded_around_a_sum_that_is_rounded_once():
+    function = lambda m, x: x + m.conv(x)  # noqa: E731
+    assert points(function, ("conv",), once=True) == points(function, ("conv",))
+    assert points(function, ("add",), once=True) == points(function, ("add",))
 
 
 def test_moves_stay_on_the_grid_of_their_input():
