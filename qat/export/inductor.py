@@ -7,6 +7,7 @@ torch 2.15 leaves that fusion to torchao (`inductor_passes.x86`), and runs it wh
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from qat.export.quiet import quiet
 from qat.files import replacing
 
 METADATA = "qat.json"  # a file in the package
+# without tables of line numbers for debuggers, two thirds of the compiled code
+CONFIG = {"freezing": True, "aot_inductor.enable_line_tables": False}
 
 
 def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
@@ -35,11 +38,10 @@ def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any
         raise ExportError(
             f"target inductor compiles C++ and found no compiler: {error}. Install g++ or set CXX, or use target=torch"
         ) from error
-    with replacing(path) as temporary:
-        _compile(program, temporary)
-        with zipfile.ZipFile(temporary, "a") as package:
-            root = package.namelist()[0].partition("/")[0]
-            package.writestr(f"{root}/{METADATA}", json.dumps(about.get("metadata", {})))
+    with replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / path.name
+        _compile(program, compiled)
+        _pack(compiled, temporary, json.dumps(about.get("metadata", {})))
     return Artifact(
         path=path,
         target=about.get("target"),
@@ -49,9 +51,18 @@ def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any
     )
 
 
+def _pack(compiled: Path, path: Path, metadata: str) -> None:
+    """The package deflated, with what it says about itself: torch stores code and weights as they are."""
+    with zipfile.ZipFile(compiled) as package, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in package.namelist():
+            packed.writestr(name, package.read(name))
+        root = package.namelist()[0].partition("/")[0]
+        packed.writestr(f"{root}/{METADATA}", metadata)
+
+
 def _compile(program: ExportedProgram, path: Path) -> None:
     try:
-        with quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        with quiet(), torch.no_grad(), torch._inductor.config.patch(CONFIG):
             x86._register_quantization_weight_pack_pass()
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:

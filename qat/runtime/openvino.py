@@ -30,15 +30,16 @@ class OpenVINORuntime(Runtime):
     Args:
         artifact: an `.xml` artefact.
         threads: threads inside one operator; None leaves it to OpenVINO.
+        exact: compute what is left in float in float32; False leaves the precision to OpenVINO.
 
     Raises:
         ArtifactError: a file is missing, truncated, or holds what OpenVINO does not know.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, exact: bool = True) -> None:
         super().__init__(artifact)
         self.name = f"openvino {openvino.__version__.partition('-')[0]}, CPU"
-        self._config = {**EXACT, **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
+        self._config = {**(EXACT if exact else {}), **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
         self.model = self._read()
         if self.model.has_rt_info(METADATA):
             self.metadata = json.loads(self.model.get_rt_info(METADATA).value)
@@ -93,6 +94,8 @@ class OpenVINORuntime(Runtime):
         return ((values - low) * ((levels - 1) / (high - low))).round().int() + lowest
 
     def _read(self) -> openvino.Model:
+        if self.artifact.path.is_file() and not self.artifact.path.read_bytes()[:64].lstrip().startswith(b"<"):
+            raise self._refused("it is no XML, so no IR; OpenVINO would take an ONNX file under that name")
         try:
             return openvino.Core().read_model(self.artifact.path)
         except Exception as error:
@@ -111,7 +114,7 @@ class OpenVINORuntime(Runtime):
             raise ArtifactError(f"openvino failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(found[i].copy()) for i in range(len(compiled.outputs))]
 
-    def _refused(self, error: Exception) -> ArtifactError:
+    def _refused(self, error: Exception | str) -> ArtifactError:
         return ArtifactError(f"openvino {openvino.__version__} refuses {self.artifact.path.name}: {error}")
 
 

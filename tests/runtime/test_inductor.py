@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 import qat
-from qat.errors import ArtifactError, ExportError
-from qat.runtime import load
+from qat.errors import ArtifactError, ConfigError, ExportError
+from qat.runtime import load, require_installed
 
 pytest.importorskip("torchao", reason="the extra `inductor` is not installed")
 pytestmark = [
@@ -32,6 +34,10 @@ def test_parity_with_integer_kernels_alone(trained, pictures, tmp_path):
     called = [o.op for o in coverage.integer if "_qconv" in o.op or "_qlinear" in o.op]
     assert len(called) == 8  # seven convolutions and the linear layer
     assert all(o.op.startswith("cpp_fused") for o in coverage.in_float)  # additions, the mean: its own kernels
+    with zipfile.ZipFile(artifact.path) as package:
+        sizes = {Path(one.filename).suffix: one for one in package.infolist()}
+        assert b".debug_line" not in package.read(sizes[".so"])
+    assert sizes[".so"].compress_size < 0.5 * sizes[".so"].file_size
     for batch in (1, 2, 7, 64):
         torch.testing.assert_close(run(pictures[:batch]), integer(pictures[:batch]), rtol=0, atol=1e-5)
     assert qat.verify(prepared, artifact, [pictures]).stages[-1].agreement >= 99.5
@@ -48,3 +54,14 @@ def test_no_compiler(integer, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"target inductor compiles C\+\+ and found no compiler: No working.*g\+\+"):
         qat.export(integer, tmp_path / "model.pt2", target="inductor")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_compiler_is_said_before_training(monkeypatch):
+    def missing():
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(importlib.import_module("torch._inductor.cpp_builder"), "get_cpp_compiler", missing)
+    with pytest.raises(
+        ConfigError, match=r"target inductor compiles C\+\+, and there is no compiler: No working.*g\+\+"
+    ):
+        require_installed(qat.Target.parse("inductor"))
