@@ -9,7 +9,7 @@ middle between two integers may fall to either side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from qat import machine
 from qat.artifact import Artifact, fingerprint
 from qat.calibrate import labels_of
 from qat.convert import OPS, convert
@@ -28,7 +29,13 @@ from qat.runtime import Runtime, load
 from qat.runtime.coverage import Coverage
 from qat.switches import fake_quant
 
+HINT = "verify(..., layerwise=True) shows every value, docs/howto/parity.md what the first stage that departs means"
+ONCE_HINT = (
+    "OpenVINO rounds a convolution and the sum behind it once, and this model was trained to round twice: "
+    "train it for target=openvino"
+)
 VNNI_HINT = "On a CPU without VNNI, 8-bit weights saturate: use a target whose weights have 7 bits, such as onnxruntime"
+SATURATES = ("onnxruntime", "openvino", "inductor")  # XNNPACK and torch add in 32 bits on any CPU
 DEPARTED = 0.01  # a layer departs when more than this share of its integers is off by more than one step
 
 
@@ -112,7 +119,7 @@ class ParityReport:
     tolerance: Tolerance
     departure: str = ""
     layers: tuple[Layer, ...] = ()
-    hint: str = VNNI_HINT
+    hint: str = HINT
     coverage: Coverage | None = None
     base: str = "fake-quant"
 
@@ -224,6 +231,7 @@ def verify(
     tolerance: Tolerance | None = None,
     strict: bool = True,
     layerwise: bool = False,
+    runtimes: Sequence[Runtime] = (),
 ) -> ParityReport:
     """The parity table of an artefact, and its gate.
 
@@ -235,6 +243,7 @@ def verify(
         tolerance: how far stages may be apart.
         strict: raise when outside the tolerance; False only reports.
         layerwise: compare every intermediate value as well, over the batch with the largest differences.
+        runtimes: further ones that have loaded the artefact, each a stage of its own: TensorRT's engine, say.
 
     Raises:
         ParityError: outside the tolerance.
@@ -246,7 +255,7 @@ def verify(
     _require_same(artifact, integer)
     step = output_step(integer)
     runtime = load(artifact)
-    stages, base = _stages(prepared, artifact, integer, float_model, runtime)
+    stages, base = _stages(prepared, artifact, integer, float_model, [*runtimes, runtime])
     tallies = {name: Tally(name, gated) for name, (_, gated) in stages.items()}
     examples, labelled = 0, True
     worst: tuple[float, Inputs | None] = (0.0, None)
@@ -288,7 +297,7 @@ def _stages(
     artifact: Artifact,
     integer: fx.GraphModule,
     float_model: nn.Module | None,
-    default: Runtime,
+    runtimes: Sequence[Runtime],
 ) -> tuple[dict[str, tuple[Run, bool]], Run]:
     device = device_of(prepared)
 
@@ -312,10 +321,9 @@ def _stages(
     stages["prepared, fake-quant off"] = (switched_off, False)
     stages[FAKE_QUANT] = (base, False)
     stages["integer reference (torch)"] = (on_device(integer), True)
-    if artifact.kind == ".onnx":
-        off = load(artifact, optimize=False)
-        stages[off.name] = (in_runtime(off), True)
-    stages[default.name] = (in_runtime(default), True)
+    off = [load(artifact, optimize=False)] if artifact.kind == ".onnx" else []
+    for runtime in (*off, *runtimes):
+        stages[runtime.name] = (in_runtime(runtime), True)
     return stages, base
 
 
@@ -420,7 +428,14 @@ def _hint(artifact: Artifact, integer: fx.GraphModule) -> str:
     said = artifact.metadata.get("fingerprint", "")
     if said and said != fingerprint(integer):
         return "The artefact was exported from other weights or ranges than the model has now: export it again"
-    return VNNI_HINT
+    target = artifact.target
+    if target is not None and target.weight_bits > 7 and target.runtime in SATURATES:
+        trained = integer.meta["prepared"]["target"]
+        if trained.weight_bits > 7 and machine.saturation(target.name, machine.cpu()):
+            return VNNI_HINT
+    if target is not None and target.sums_round_once and not integer.meta["prepared"]["target"].sums_round_once:
+        return ONCE_HINT
+    return HINT
 
 
 def _grids(integer: fx.GraphModule, sites: tuple[str, ...]) -> dict[str, tuple[float, int]]:

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_zeros": {"errors", "layers"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
-    "verify": WORDS | VERBS | {"inputs", "layers", "artifact", "runtime"},
+    "verify": WORDS | VERBS | {"inputs", "layers", "artifact", "runtime", "machine"},
     "ladder": {"errors", "inputs", "calibrate", "verify"},
     "walk": {"inputs", "placement"},
     "sensitivity": WORDS | NUMERICS | {"placement", "switches", "calibrate", "inputs", "verify", "walk"},

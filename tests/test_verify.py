@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import qat
+from qat import machine
 from qat.errors import DataError, NumericsError, ParityError
 from qat.verify import first_departure
 
@@ -109,3 +110,22 @@ def test_pt2_passes_too(prepared, batches, tmp_path):
     report = qat.verify(prepared, qat.export(qat.convert(prepared), tmp_path / "model.pt2"), batches)
     assert report.stages[-1].name.startswith("torch ")
     assert report.stages[-1].max_steps <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("target", "file", "vnni", "hint"),
+    [
+        ("onnxruntime_vnni", "model.onnx", False, "use a target whose weights have 7 bits"),
+        ("onnxruntime_vnni", "model.onnx", True, "layerwise=True"),
+        ("onnxruntime", "model.onnx", False, "layerwise=True"),
+        ("torch", "model.pt2", False, "layerwise=True"),
+    ],
+)
+def test_the_hint_is_of_this_machine_and_target(small_net, images, tmp_path, monkeypatch, target, file, vnni, hint):
+    old = {"name": "Old CPU", "isa": ["avx2"], "vnni": vnni, "arch": "x86_64", "threads": 1}
+    monkeypatch.setattr(machine, "cpu", lambda: old)
+    prepared = qat.prepare(small_net, images[:2], target=target)
+    qat.calibrate(prepared, [images])
+    artifact = qat.export(qat.convert(prepared), tmp_path / file)
+    with pytest.raises(ParityError, match=hint):
+        qat.verify(prepared, artifact, [images], tolerance=qat.Tolerance(agreement=101))

@@ -20,6 +20,7 @@ import onnx
 from onnx import numpy_helper
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")
+CHANNELS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}  # the axis of a weight's output channels
 
 
 def tensorrt_findings(path: str | Path) -> tuple[str, ...]:
@@ -31,6 +32,8 @@ def tensorrt_findings(path: str | Path) -> tuple[str, ...]:
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             found += _grid(node, constants)
+        if node.op_type in CHANNELS and len(node.input) > 1:
+            found += _channels(node, made_by, constants)
         if node.op_type in BIASED and len(node.input) > 2 and node.input[2] in made_by:
             found.append(f"{_name(node)}: its bias comes from {made_by[node.input[2]].op_type}; store it in float")
         if node.op_type == "Conv" and "kernel_shape" not in {a.name for a in node.attribute}:
@@ -53,6 +56,23 @@ def _grid(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> Iterator[st
         yield f"{_name(node)}: zero point {zero.ravel()[zero.ravel() != 0][0]}; it must be 0"
     if zero is not None and zero.dtype not in (np.int8, np.int32):
         yield f"{_name(node)}: stores {zero.dtype}; it takes int8"
+
+
+def _channels(
+    node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto], constants: dict[str, np.ndarray]
+) -> Iterator[str]:
+    """A weight with one scale for each channel has it along the channels that the layer puts out."""
+    need, weight = CHANNELS[node.op_type], made_by.get(node.input[1])
+    if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
+        need = 1 - need
+    if weight is not None and weight.op_type == "Transpose":  # of a matrix
+        need, weight = 1 - need, made_by.get(weight.input[0])
+    if weight is None or weight.op_type != "DequantizeLinear" or weight.input[0] not in constants:
+        return
+    scale, stored = constants.get(weight.input[1]), constants[weight.input[0]]
+    axis = next((a.i for a in weight.attribute if a.name == "axis"), 1) % stored.ndim
+    if scale is not None and scale.ndim and axis != need:
+        yield f"{_name(node)}: its weight has a scale for each index of axis {axis}; it takes axis {need}"
 
 
 def _addition(

@@ -56,9 +56,15 @@ def with_broken_scale(graph: onnx.GraphProto) -> None:
     old.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(old) * 0, name))
 
 
+def with_scales_of_inputs(graph: onnx.GraphProto) -> None:
+    weight = next(n for n in graph.node if n.output[0] == first(graph, "Conv").input[1])
+    next(a for a in weight.attribute if a.name == "axis").i = 1
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (with_scales_of_inputs, "its weight has a scale for each index of axis 1; it takes axis 0"),
         (without_kernel_shape, "has no kernel_shape"),
         (with_float_input, "input x is not quantized, the other is"),
         (with_broken_scale, "its scale is not positive and finite"),
