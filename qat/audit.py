@@ -32,6 +32,7 @@ DELIVERED = (*REQUIRED, "commit", "data", "top1", "float_sha256")  # of a run's
 # Sums of floats in another order, which another batch size may bring, flip single integers; a batch size that is baked
 # into a model moves whole outputs. As a share of the largest of them.
 COMPANY = 0.1
+PACKED = "_int4"  # what qat.export.packing adds to a weight's name
 Grids = Mapping[str, tuple[int, int]]
 
 
@@ -126,19 +127,28 @@ def _graph(artifact: Artifact, grids: Grids) -> Iterator[str]:
     yield from _names(artifact, [i.name for i in model.graph.input], [o.name for o in model.graph.output])
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     bits = artifact.target.weight_bits if artifact.target is not None else 8
+    packed = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            yield from _grid(node, constants, grids, 2 ** (bits - 1))
+            yield from _grid(node, constants, grids, packed.get(node.input[0], node.input[0]), 2 ** (bits - 1))
 
 
-def _grid(node: onnx.NodeProto, constants: dict[str, np.ndarray], grids: Grids, limit: int) -> Iterator[str]:
+def _grid(
+    node: onnx.NodeProto, constants: dict[str, np.ndarray], grids: Grids, stored: str, limit: int
+) -> Iterator[str]:
+    """Of one pair: the scale, and the constant `stored` that it reads, directly or from where it is packed."""
     scale = constants.get(node.input[1])
     if scale is not None and not (np.isfinite(scale).all() and (scale > 0).all()):
         yield f"{node.op_type} of {node.input[0]}: a scale that is 0, negative, NaN or Inf"
-    weight = constants.get(node.input[0])
-    low, high = grids.get(node.input[0], (-limit, limit))
-    if weight is not None and weight.dtype == np.int8 and weight.size and (weight.min() < low or weight.max() > high):
-        yield f"weight {node.input[0]}: {weight.min()} .. {weight.max()} is outside its grid {low} .. {high}"
+    weight = constants.get(stored)
+    if weight is None or weight.dtype.name not in ("int8", "int4") or not weight.size:
+        return
+    name, least = stored.removesuffix(PACKED), int(weight.astype(np.int8).min())
+    most = int(weight.astype(np.int8).max())
+    per_channel = scale is not None and scale.ndim > 0  # always narrow, or a negative gamma would not fold
+    low, high = grids.get(name, (1 - limit if per_channel else -limit, limit - 1))
+    if least < low or most > high:
+        yield f"weight {name}: {least} .. {most} is outside its grid {low} .. {high}"
 
 
 def _missing(artifact: Artifact, inside: Mapping[str, str]) -> Iterator[str]:

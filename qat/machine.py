@@ -11,6 +11,7 @@ import torch
 
 ISA = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 SECONDS = 10  # for git on a slow disk
+X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 PACKAGES = (
     "qat",
     "torch",
@@ -34,17 +35,18 @@ def cpu() -> dict[str, object]:
         "name": fields.get("model name") or platform.processor() or platform.machine(),
         "isa": [f for f in ISA if f in flags],
         "vnni": bool({"avx512_vnni", "avx_vnni", "asimddp"} & flags),
+        "arch": platform.machine(),
         "threads": torch.get_num_threads(),
     }
 
 
 def saturation(target: str, cpu: dict[str, object]) -> str:
-    """What to say before training for a target whose integer kernels need VNNI; empty where `cpu` has it.
+    """What to say before training for a target whose integer kernels need VNNI; empty where `cpu` has it, or is no x86.
 
     Without it x86 adds pairs of u8 x s8 products in 16 bits: 2 * 255 * 127 = 64,770 does not fit into 32,767, whereas
     2 * 255 * 63 = 32,130 of 7-bit weights does.
     """
-    if cpu["vnni"]:
+    if cpu["vnni"] or str(cpu["arch"]).lower() not in X86:
         return ""
     isa = cpu["isa"]
     assert isinstance(isa, list)

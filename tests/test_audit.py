@@ -14,7 +14,7 @@ import qat
 from qat.artifact import Artifact
 from qat.audit import audit, require_sound, weight_grids
 from qat.errors import ArtifactError
-from qat.runtime import Runtime, load
+from qat.runtime import EXTRAS, Runtime, load
 
 
 @pytest.fixture
@@ -25,11 +25,18 @@ def integer(small_net, images) -> torch.fx.GraphModule:
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("target", ["onnxruntime", "torch", "openvino", "tensorrt"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # imports
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("onnxruntime", "onnxruntime_vnni", "torch", "openvino", "tensorrt", "executorch"),
+        pytest.param("inductor", marks=pytest.mark.slow),  # C++
+    ],
+)
 def test_an_export_is_sound_at_every_batch_size(small_net, images, tmp_path, target):
     target = qat.Target.parse(target)
-    if target.runtime == "openvino":
-        pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    if target.runtime in EXTRAS:
+        pytest.importorskip(EXTRAS[target.runtime], reason=f"the extra `{target.runtime}` is not installed")
     prepared = qat.prepare(small_net, images[:2], target=target)
     qat.calibrate(prepared, [images])
     model = qat.convert(prepared)
@@ -106,6 +113,36 @@ def test_grids_of_a_model_whose_file_does_not_show_them(integer, tmp_path):
     assert any("weight stem.weight: " in line and "outside its grid -63 .. 63" in line for line in found)
     assert "weight stem.weight: a scale that is 0, negative, NaN or Inf" in found
     assert f"{first.name}: a scale of nan" in found
+
+
+@pytest.mark.parametrize("value", [64, -64])
+def test_seven_bits_without_the_model(integer, tmp_path, value):
+    artifact = qat.export(integer, tmp_path / "model.onnx")
+    assert audit(artifact) == ()
+    model = onnx.load(artifact.path)
+    constant = next(i for i in model.graph.initializer if i.name == "stem.weight")
+    weight = numpy_helper.to_array(constant).copy()
+    weight.flat[0] = value
+    constant.CopyFrom(numpy_helper.from_array(weight, constant.name))
+    onnx.save(model, artifact.path)
+    assert any(line.endswith("is outside its grid -63 .. 63") for line in audit(artifact))
+
+
+def test_weights_of_four_bits_that_are_packed(small_net, images, tmp_path):
+    prepared = qat.prepare(small_net, images[:2], "w4a8")
+    qat.calibrate(prepared, [images])
+    integer = qat.convert(prepared)
+    artifact = qat.export(integer, tmp_path / "model.onnx")
+    assert audit(artifact, integer=integer) == ()
+    model = onnx.load(artifact.path)
+    constant = next(i for i in model.graph.initializer if i.name.endswith("weight_int4"))
+    weight = numpy_helper.to_array(constant).copy()
+    weight.flat[0] = -8  # in four bits, but not on the narrow grid
+    constant.CopyFrom(numpy_helper.from_array(weight, constant.name))
+    onnx.save(model, artifact.path)
+    (found,) = audit(artifact, integer=integer)
+    assert found.startswith(f"weight {constant.name.removesuffix('_int4')}: -8 .. ")
+    assert found.endswith("is outside its grid -7 .. 7")
 
 
 class Baked(Runtime):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -23,23 +24,42 @@ from qat.placement.prepared import PreparedModel
 from qat.recorder import record_run
 from qat.runtime import load
 from qat.runtime.latency import interleaved
+from qat.settings import plain
 from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
 
 
-def describe(baseline: nn.Module, data: ImageData, top1: float) -> dict[str, str]:
-    """What the artefact says about itself: where it comes from, and what its input is."""
+def describe(cfg: DictConfig, baseline: nn.Module, data: ImageData, top1: float) -> dict[str, str]:
+    """What the artefact says about itself: where it comes from, and what its input is.
+
+    `float_sha256` is that of the checkpoint's file, as `sha256sum` prints it; of a float model that was trained here or
+    published, it is that of its tensors (`qat.artifact.fingerprint`).
+    """
     found = {
         "commit": record_run("").commit or "none: not run in a repository",
-        "data": type(data).__name__,
+        "data": _spelled(cfg, data),
         "top1": f"{top1:.2f}",
-        "float_sha256": fingerprint(baseline),
+        "float_sha256": _sha256(cfg.init_from) or fingerprint(baseline),
         "versions": json.dumps(machine.versions()),
     }
     if (prepared := preparation(data)) is not None:
         found["preprocessing"] = json.dumps(prepared)
     return found
+
+
+def _spelled(cfg: DictConfig, data: ImageData) -> str:
+    """`HuggingFaceData(path=cifar10)`: the class with what was said in words; of a path its last part."""
+    said = {k: Path(v).name for k, v in plain(cfg, "data").items() if isinstance(v, str) and k != "_target_"}
+    return f"{type(data).__name__}({', '.join(f'{k}={v}' for k, v in said.items())})"
+
+
+def _sha256(file: str | None) -> str:
+    """Digest of a file's content; empty for none."""
+    if file is None or not Path(file).is_file():
+        return ""
+    with Path(file).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def export_all(
@@ -63,8 +83,7 @@ def export_all(
                 float_file = qat.export(baseline.cpu().eval(), path, (example,))
                 continue
             artifacts[path.suffix] = artifact = qat.export(integer, path, metadata=about)
-            runtime = load(artifact) if artifact.kind == target.artifact else None
-            require_sound(artifact, runtime=runtime, example=example, integer=integer, require=DELIVERED)
+            require_sound(artifact, runtime=load(artifact), example=example, integer=integer, require=DELIVERED)
     return artifacts, float_file
 
 
@@ -88,9 +107,20 @@ def export_elsewhere(
             require_sound(artifact, runtime=load(artifact), example=example, integer=integer, require=DELIVERED)
         batches = follow(cfg, data.val_dataloader(), f"verifying {target.name}")
         found[target.name] = qat.verify(prepared, artifact, batches, tolerance=tolerance, strict=False)
+        say_saturation(found[target.name], target)
         deployed = found[target.name].stages[-1]
         log.info("%s: agreement %.2f %%, at most %.1f steps", deployed.name, deployed.agreement, deployed.max_steps)
     return found
+
+
+def say_saturation(report: ParityReport, target: qat.Target) -> None:
+    """Where the CPU's sums saturate: by how much the artefact is off, as was announced before training."""
+    if target.needs_vnni and target.weight_bits > 7 and machine.saturation(target.name, machine.cpu()):
+        deployed = report.stages[-1]
+        log.warning(
+            "sums saturate here: %s agrees on %.2f %%, off by %.2f steps in the mean and %.1f at most; on a CPU with "
+            "VNNI it would not be", deployed.name, deployed.agreement, deployed.mean_steps, deployed.max_steps,
+        )  # fmt: skip
 
 
 def measure_latency(cfg: DictConfig, files: Mapping[str, Artifact], example: Tensor) -> dict[str, float]:

@@ -138,7 +138,13 @@ def delivered(path: str | None, target: qat.Target) -> Artifact | None:
         raise ConfigError(f"evaluate.artifact={path} is not there; give a file such as RUN/int8.onnx, or the folder")
     if file.suffix not in RUNTIMES.values():
         raise ConfigError(f"evaluate.artifact={path}: known suffixes are {', '.join(sorted({*RUNTIMES.values()}))}")
-    return _file(file)
+    found = _file(file)
+    said = load(found).metadata.get("target")
+    if said is not None and said != target.name:
+        raise ConfigError(
+            f"evaluate.artifact={path} was exported for target {said}, not {target.name}: use target={said}"
+        )
+    return found
 
 
 def _file(path: Path) -> Artifact:

@@ -23,7 +23,7 @@ from qat.pipeline.analysis import read_analysis
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
-from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency
+from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency, say_saturation
 from qat.pipeline.helpers import read_helpers
 from qat.pipeline.lifecycle import begun, conclude, settle
 from qat.pipeline.processes import joined
@@ -126,13 +126,14 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         prepared = _prepared(module).cpu()
 
         def deliver() -> tuple[dict[str, Artifact], Artifact, ParityReport, dict[str, ParityReport], dict[str, float]]:
-            about = describe(baseline.model, data, top1["qat"])
+            about = describe(cfg, baseline.model, data, top1["qat"])
             artifacts, float_file = export_all(cfg, prepared, baseline.model, example, folder, target, clock, about)
             with clock("verify"):
                 report = qat.verify(
                     prepared, artifacts[target.artifact], follow(cfg, data.val_dataloader(), "verifying"),
                     float_model=baseline.model, tolerance=tolerance, strict=False,
                 )  # fmt: skip
+                say_saturation(report, target)
                 others = export_elsewhere(cfg, prepared, targets[1:], folder, data, tolerance, about)
             with clock("latency"):
                 latency_ms = measure_latency(cfg, {"float": float_file, "int8": artifacts[target.artifact]}, example)

@@ -39,7 +39,7 @@ from qat.recorder import record_plan
 from qat.runtime import load
 from qat.settings import build
 from qat.training.processes import by_first
-from qat.verify import VNNI_HINT, ParityReport, first_output
+from qat.verify import HINT, ParityReport, first_output
 
 log = logging.getLogger(__name__)
 REFERENCE = "integer reference (torch)"
@@ -102,14 +102,14 @@ def _quantized(cfg: DictConfig, quantize: Quantize) -> dict[str, Any]:
             with clock("verify"):
                 batches = follow(cfg, data.val_dataloader(), "measuring top-1")
                 reached = ladder({REFERENCE: _in_torch(model)}, batches, base=REFERENCE).stages[0].top1
-            about = describe(float_model, data, reached or 0.0)
+            about = describe(cfg, float_model, data, reached or 0.0)
             with clock("export"), busy(cfg, "exporting"):
                 files = _files(model, float_model, example, folder, target, about)
             with clock("verify"):
                 report = ladder(
                     _stages(float_model, model, files["int8"]),
                     follow(cfg, data.val_dataloader(), "verifying"), base=REFERENCE, free=("float",),
-                    tolerance=tolerance, hint=VNNI_HINT if cfg.task == "dynamic" else "",
+                    tolerance=tolerance, hint=HINT if cfg.task == "dynamic" else "",
                 )  # fmt: skip
             with clock("latency"):
                 latency_ms = measure_latency(cfg, files, example)

@@ -58,13 +58,21 @@ def runtime_module(name: str) -> ModuleType:
 
 
 def require_installed(target: Target, suffix: str = "") -> None:
-    """Raise `ConfigError` naming the extra when a package is missing that `target` needs, or a file of this suffix.
+    """Raise `ConfigError` when a package is missing that `target` needs, or a file of this suffix, or a compiler.
 
     To be asked before training.
     """
     for runtime in (target.runtime, SUFFIXES.get(suffix, "")):
         if runtime in EXTRAS:
             _needing(runtime, EXTRAS[runtime])
+    if target.runtime == "inductor":
+        try:
+            importlib.import_module("torch._inductor.cpp_builder").get_cpp_compiler()
+        except Exception as error:
+            raise ConfigError(
+                f"target inductor compiles C++, and there is no compiler: {error}. Install g++ or set CXX, or use "
+                "target=torch"
+            ) from error
 
 
 def _needing(extra: str, module: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,6 +23,24 @@ from qat.runtime.coverage import Coverage, Executed, Kind
 from qat.runtime.xnnpack import BACKEND, read_delegate
 
 METADATA = "qat_metadata"  # the constant method that says what the file is
+CODE = re.compile(r"0x([0-9a-fA-F]+)")
+ERRORS = {  # executorch/runtime/core/error.h
+    0x01: "an internal error",
+    0x02: "called in a state that does not allow it",
+    0x10: "an operation that is not supported",
+    0x11: "an operation that is not implemented",
+    0x12: "an argument that it does not take",
+    0x13: "a type that it does not take",
+    0x14: "an operator that this build lacks",
+    0x20: "something is not there",
+    0x21: "no memory",
+    0x22: "a file that it cannot read",
+    0x23: "no valid program",
+    0x24: "no valid data beside the program",
+    0x30: "a delegate of another version",
+    0x31: "no memory for a delegate",
+    0x32: "no valid delegate",
+}
 
 
 class ExecuTorchRuntime(Runtime):
@@ -42,7 +61,7 @@ class ExecuTorchRuntime(Runtime):
             self._program: Any = Loader.get().load_program(artifact.path, verification=Verification.InternalConsistency)
             self._forward: Any = self._program.load_method("forward")
         except Exception as error:
-            raise ArtifactError(f"{self.name} refuses {artifact.path.name}: {error}") from error
+            raise ArtifactError(f"{self.name} refuses {artifact.path.name}: {_in_words(error)}") from error
         if METADATA in self._program.method_names:
             (text,) = self._program.load_method(METADATA).execute([])
             self.metadata = json.loads(bytes(text.tolist()).decode())
@@ -53,8 +72,18 @@ class ExecuTorchRuntime(Runtime):
         try:
             found = self._forward.execute([one.detach().cpu().contiguous() for one in x])
         except Exception as error:
-            raise ArtifactError(f"{self.name} failed on {self.artifact.path.name}: {error}") from error
+            given = ", ".join(str(tuple(one.shape)) for one in x)
+            raise ArtifactError(
+                f"{self.name} failed on {self.artifact.path.name}: {_in_words(error)}; given {given}, it takes "
+                f"{self._takes()}"
+            ) from error
         return found[0].clone()  # the program's own memory, overwritten by the next call
+
+    def _takes(self) -> str:
+        """Sizes of the inputs as text; a dynamic batch stands there with its largest size."""
+        about = self._program.metadata("forward")
+        sizes = [tuple(about.input_tensor_meta(i).sizes()) for i in range(about.num_inputs())]
+        return f"{', '.join(map(str, sizes))} at most"
 
     def coverage(self) -> Coverage:
         """The operators inside each delegate call, and the kernels that were left outside them."""
@@ -77,6 +106,14 @@ class ExecuTorchRuntime(Runtime):
                 operators.append(Executed(name=f"kernel_{i}", op=op, kind=Kind.FLOAT, inputs=sources))
                 made_by[written] = f"kernel_{i}"
         return Coverage(runtime=self.name, operators=tuple(operators), delegates=delegates)
+
+
+def _in_words(error: Exception) -> str:
+    """The runtime's message; of an error it gives the number alone, and writes the rest to stderr."""
+    text = str(error).strip()
+    code = CODE.search(text)
+    name = ERRORS.get(int(code[1], 16)) if code else None
+    return f"{text} ({name})" if name else text
 
 
 def _inside(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +33,8 @@ class TorchRuntime(Runtime):
         self.name = f"torch {torch.__version__}"
         extra = {METADATA: ""}
         try:
-            program = torch.export.load(artifact.path, extra_files=extra)
+            with _silent("torch.export"):  # its traceback of an error that is raised as well
+                program = torch.export.load(artifact.path, extra_files=extra)
             self._module: Any = program.module()
         except Exception as error:
             raise ArtifactError(f"torch {torch.__version__} refuses {artifact.path.name}: {error}") from error
@@ -52,6 +56,16 @@ class TorchRuntime(Runtime):
         recorder = _Integers(self._module)
         recorder.run(*(one.detach().cpu() for one in x))
         return dict(zip(self.artifact.sites, recorder.seen, strict=True))
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    logger.disabled, before = True, logger.disabled
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _Integers(fx.Interpreter):

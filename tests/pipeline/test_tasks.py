@@ -114,6 +114,14 @@ def test_evaluating_the_integer_program_alone(delivered: tuple[Path, dict[str, A
     assert results["passed"]
 
 
+def test_a_file_of_another_target(delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    file = delivered[0] / "int8.onnx"
+    with pytest.raises(
+        ConfigError, match=r"was exported for target onnxruntime, not executorch: use target=onnxruntime"
+    ):
+        run(config(tmp_path, "task=evaluate", "target=executorch", f"evaluate.artifact={file}"))
+
+
 def test_a_reference_of_another_model_is_left_out(
     delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,6 +44,24 @@ def test_integers_of_every_layer_are_those_of_the_integer_model(integer, images,
         assert (difference > 0).float().mean() <= FLIPS, site
 
 
+def test_values_of_the_fused_graph_are_read_without_taking_it_apart(integer, images, tmp_path):
+    artifact = qat.export(integer, tmp_path / "model.onnx")
+    fused, plain = load(artifact).intermediates(images), load(artifact, optimize=False).intermediates(images)
+    assert list(fused) == list(plain) == list(artifact.sites)
+    for site, values in fused.items():
+        assert (values.int() - plain[site].int()).abs().max() <= 1, site
+    model = onnx.load(artifact.path)
+    before = Counter(o.op for o in load(artifact).coverage().integer)
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, None))
+    onnx.save(model, artifact.path)
+    after = Counter(o.op for o in load(artifact).coverage().integer)
+    kernels = [op for op in before if op.startswith("Q")]
+    assert {"QLinearConv", "QGemm"} <= set(kernels)
+    assert {op: after[op] for op in kernels} == {op: before[op] for op in kernels}
+
+
 @pytest.mark.parametrize("optimize", [False, True])
 def test_output_is_that_of_the_integer_model(integer, images, tmp_path, optimize):
     run = load(qat.export(integer, tmp_path / "model.onnx"), optimize=optimize, threads=1)

@@ -1,0 +1,48 @@
+"""A run for every target, from the float checkpoint to the card: what it delivers is run in its own runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from qat.models import resnet20
+from qat.pipeline import run
+from qat.runtime import EXTRAS
+from qat.target import Target
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+QUICK = ["task=ptq", "model=resnet20", "trainer.enable_progress_bar=false", "qat.calibration_batches=2",
+         "latency.repeats=1", "report=false", "verify.agreement=50", "verify.top1=50"]  # fmt: skip
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.runtime,
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+def config(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*QUICK, f"run_dir={folder}", f"cache_dir={folder}/cache", *overrides])
+
+
+@pytest.mark.parametrize("name", ["onnxruntime_vnni", "openvino", "executorch", "inductor", "tensorrt", "torch"])
+def test_a_run_delivers_what_its_runtime_runs(name: str, tmp_path: Path) -> None:
+    target = Target.parse(name)
+    if target.runtime in EXTRAS:
+        pytest.importorskip(EXTRAS[target.runtime], reason=f"the extra `{target.runtime}` is not installed")
+    torch.save(resnet20().state_dict(), tmp_path / "float.pt")
+    results: dict[str, Any] = run(config(tmp_path / "run", f"target={name}", f"init_from={tmp_path / 'float.pt'}"))
+    assert (tmp_path / "run" / f"int8{target.artifact}").is_file()
+    assert results["target"] == name
+    assert results["passed"]
+    stages = json.loads((tmp_path / "run" / "results.json").read_text())["parity"]
+    assert stages[-1]["name"].startswith(target.runtime)
+    assert stages[-1]["mean_steps"] < 1.5
+    assert set(results["latency_ms"]) == {"float", "int8"}
