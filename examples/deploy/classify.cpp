@@ -97,15 +97,17 @@ int main(int argc, char** argv) try {
     picture = resized(picture, side(picture.width), side(picture.height), interpolation);
   }
   const auto left = std::lrint((picture.width - width) / 2.0), top = std::lrint((picture.height - height) / 2.0);
+  auto grey = [&](long row, long column, int channel) {  // black around a picture that is smaller than the input
+    const bool inside = row >= 0 && row < picture.height && column >= 0 && column < picture.width;
+    return inside ? picture.pixels[3 * (row * picture.width + column) + channel] / 255.0f : 0.0f;
+  };
 
   std::vector<float> x(3 * height * width);  // [1, 3, height, width]
   for (int c = 0; c < 3; ++c) {
     const float mean = about["mean"][c], deviation = about["std"][c];
     for (int i = 0; i < height; ++i)
-      for (int j = 0; j < width; ++j) {
-        const float value = picture.pixels[3 * ((top + i) * picture.width + left + j) + c] / 255.0f;
-        x[(c * height + i) * width + j] = (value - mean) / deviation;
-      }
+      for (int j = 0; j < width; ++j)
+        x[(c * height + i) * width + j] = (grey(top + i, left + j, c) - mean) / deviation;
   }
   const std::array<int64_t, 4> shape{1, 3, height, width};
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);

@@ -128,6 +128,14 @@ def test_as_the_validation_images_were_prepared(command, exported, tmp_path):
     assert printed(run(command, file, path)) == pytest.approx(logits(integer, small), abs=STEPS)
 
 
+def test_a_picture_smaller_than_what_is_cut_out_of_it(command, exported, tmp_path):
+    integer, file = exported(resize=4)
+    image, path = picture(tmp_path, 6, 10)
+    x = v2.PILToTensor()(image.resize((6, 4), Image.Resampling.BILINEAR))  # [3, 4, 6], black around it
+    black = torch.nn.functional.pad(x, (1, 1, 2, 2))
+    assert printed(run(command, file, path)) == pytest.approx(logits(integer, black), abs=STEPS)
+
+
 def test_what_it_says_when_it_cannot(command, exported, small_net, images, tmp_path):
     _, file = exported()
     bare = qat.export(small_net, tmp_path / "float.onnx", (images[:2],)).path
