@@ -70,6 +70,8 @@ def passed(row: Row) -> bool:
     """Same as float when off, finite gradients, and an artefact that computes what fake-quant does."""
     if "error" in row:
         return False
+    if "judged" in row:  # when it was run; its noise floor was not kept
+        return bool(row["judged"])
     same = all(v <= SAME for v in row["off"].values())
     bound = max(MEAN, FLOOR * (row.get("floor") or 0.0))
     return same and not row["bad_gradients"] and all(row[k].get("mean", 0.0) <= bound for k in STAGES if k in row)
