@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from pathlib import Path
 
 from qat.errors import ExportError
 
+TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}\.\w+")  # names of temporary files, which a killed process leaves
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PROBE = 1 << 20  # bytes; what a failed writer may have left free
 
 
@@ -45,6 +49,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained_disk() -> Iterator[None]:
+    """A disk that is full, met by a writer that is not ours (a logger's, a library's), is an `ExportError`.
+
+    Raises:
+        ExportError: which file, where it is known, and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ExportError(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}. Free some space, and go on with "
+            "ckpt_path=last"
+        ) from error
 
 
 def _refusal(path: Path) -> OSError | None:

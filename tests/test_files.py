@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from qat.errors import ExportError
-from qat.files import replacing, write_text
+from qat.files import explained_disk, replacing, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -27,3 +29,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"cannot write .*a.txt: .*Choose a folder"):
         write_text(tmp_path / "file" / "a.txt", "text")
+
+
+def test_a_full_disk_that_another_writer_meets():
+    said = r"cannot write events\.out: No space left on device\. Free some space"
+    with pytest.raises(ExportError, match=said), explained_disk():
+        raise OSError(errno.ENOSPC, "No space left on device", "events.out")
+    with pytest.raises(FileNotFoundError), explained_disk():
+        raise FileNotFoundError(errno.ENOENT, "No such file")

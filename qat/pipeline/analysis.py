@@ -26,7 +26,7 @@ from qat.errors import CheckpointError, ConfigError
 from qat.files import write_text
 from qat.mixed import Mixture, front, halfway, mix, require_possible
 from qat.pipeline.reporting import command_line
-from qat.pipeline.resumption import MEASURED, OVERRIDE
+from qat.pipeline.resumption import MEASURED, OVERRIDE, checkpoint_of
 from qat.pipeline.terminal import follow
 from qat.placement.units import Unit
 from qat.presets import read_mapping
@@ -137,10 +137,11 @@ def read_analysis(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target) 
     tried = {which: widths(f"analyze.{which}_bits", plain(cfg, f"analyze.{which}_bits")) for which in TENSORS}
     if limits is not None:
         _require_possible(limits, tried, target)
+    checkpoint = checkpoint_of(cfg, "qat")
     return Analysis(
         wanted=recipe, target=target, batches=batches, weight_bits=tried["weight"],
         activation_bits=tried["activation"], everything=everything,
-        begun=None if cfg.ckpt_path is None or limits is None else _run_of(Path(cfg.ckpt_path), limits),
+        begun=None if checkpoint is None or limits is None else _run_of(Path(checkpoint), limits),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -14,10 +15,18 @@ from qat import machine
 from qat.data import ImageData
 from qat.models import ModelSource, head_of, load_float
 from qat.pipeline.classifier import build_classifier
+from qat.pipeline.resumption import checkpoint_of
 from qat.pipeline.source import build_model
 from qat.pipeline.trainer import fit
 from qat.settings import plain
-from qat.training import Classifier, FrozenBackbone, cached_baseline, require_classifier
+from qat.training import (
+    Classifier,
+    FrozenBackbone,
+    cached_baseline,
+    require_classifier,
+    require_training_state,
+)
+from qat.training.interruption import CHECKPOINT, FLOAT
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +68,13 @@ def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Cla
     }
     name = f"{type(model).__name__.lower()}-{type(data).__name__.lower()}"
     frozen = [FrozenBackbone(head)] if cfg.float.freeze_backbone else []
-    cached_baseline(
-        model, produced_by, cfg.cache_dir, name, lambda: fit(cfg, "float", module, data, Path(cfg.run_dir), *frozen)
-    )
+    folder, checkpoint = Path(cfg.run_dir), checkpoint_of(cfg, "float")
+
+    def train() -> None:
+        if checkpoint is not None:
+            require_training_state(checkpoint)
+        fit(cfg, "float", module, data, folder, *frozen, ckpt_path=checkpoint)
+
+    cached_baseline(model, produced_by, cfg.cache_dir, name, train)
+    shutil.rmtree((folder / CHECKPOINT).parent / FLOAT, ignore_errors=True)  # the cache has it
     return module

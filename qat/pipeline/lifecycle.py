@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qat import machine
-from qat.files import write_text
+from qat.files import explained_disk, write_text
 from qat.pipeline.resumption import clear
 from qat.pipeline.stopwatch import Stopwatch
 from qat.pipeline.terminal import quiet
 from qat.report.card import card
 from qat.training import held
+from qat.training.processes import first
 from qat.training.workers import explained_workers
 
 log = logging.getLogger(__name__)
@@ -30,14 +31,15 @@ def begun(cfg: DictConfig) -> Iterator[tuple[Path, Stopwatch]]:
     """The run's folder, which no other run may use meanwhile, and a running stopwatch."""
     quiet()
     folder, clock = Path(cfg.run_dir), Stopwatch()
-    with held(folder), explained_workers(), clock("total"):
+    with held(folder), explained_workers(), explained_disk(), clock("total"):
         yield folder, clock
 
 
 def settle(cfg: DictConfig, folder: Path) -> None:
     """The config was found right: take away an earlier run's results, write the config down, seed."""
-    clear(folder, resumed=cfg.ckpt_path is not None)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    if first():
+        clear(folder, resumed=cfg.ckpt_path is not None)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 

@@ -10,10 +10,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from qat.files import TEMPORARY
 from qat.report.objective import FAILURE
 from qat.report.record import FOLDER as RECORD
 from qat.training import run_to_resume
-from qat.training.interruption import CHECKPOINT, LAST
+from qat.training.interruption import CHECKPOINT, FLOAT, LAST, newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,33 @@ def resumed(cfg: DictConfig) -> DictConfig:
         return cfg
     alone = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
     folder = run_to_resume(Path(cfg.run_dir), siblings=not alone)
-    checkpoint = folder / CHECKPOINT
+    checkpoint = newest_checkpoint(folder)
     cfg = cfg.copy()
-    cfg.run_dir, cfg.ckpt_path = str(folder), str(checkpoint) if checkpoint.is_file() else None
-    log.info("%s goes on %s", folder, "from its last epoch" if cfg.ckpt_path else "from its start: no epoch was done")
+    cfg.run_dir, cfg.ckpt_path = str(folder), None if checkpoint is None else str(checkpoint)
+    log.info(
+        "%s goes on %s", folder, f"from {checkpoint.name}" if checkpoint else "from its start: nothing was trained"
+    )
     return cfg
+
+
+def checkpoint_of(cfg: DictConfig, section: str) -> str | None:
+    """The checkpoint that the training of a section, `float` or `qat`, goes on from."""
+    if cfg.ckpt_path is None:
+        return None
+    of = FLOAT if Path(cfg.ckpt_path).parent.name == FLOAT else "qat"
+    return str(cfg.ckpt_path) if of == section else None
 
 
 def clear(folder: Path, *, resumed: bool) -> None:
     """Take away what an earlier run in the same folder left, and what would speak for this one."""
-    for name in (FAILURE, "results.json", *(() if resumed else (CHECKPOINT, OVERRIDE, MEASURED))):
+    for name in (FAILURE, "results.json", *(() if resumed else (OVERRIDE, MEASURED))):
         (folder / name).unlink(missing_ok=True)
+    for path in folder.rglob(".*"):
+        if TEMPORARY.fullmatch(path.name):  # of a process that was killed while it wrote
+            path.unlink()
     if not resumed:
         shutil.rmtree(folder / RECORD, ignore_errors=True)
+        checkpoints = (folder / CHECKPOINT).parent
+        of_others = [*checkpoints.glob("*.ckpt"), *(checkpoints / FLOAT).glob("*.ckpt")]
+        for path in (*of_others, folder / "float" / "metrics.csv", folder / "qat" / "metrics.csv"):
+            path.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from qat.data import ImageData
 from qat.recorder import TrainingRecorder
 from qat.settings import build
-from qat.training import CarefulCheckpointIO, Classifier, Phase, SeedEveryEpoch
+from qat.training import CarefulCheckpointIO, Classifier, Phase, SafeStop, SeedEveryEpoch
+from qat.training.interruption import CHECKPOINT, FLOAT
 from qat.training.progress import StageBar, TrainingBar
 from qat.training.ranges import RangeLogger
 
@@ -37,14 +38,16 @@ def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Ca
     extra: list[pl.Callback] = [SeedEveryEpoch(cfg.seed), TrainingRecorder(folder, section, phases), RangeLogger()]
     if cfg.trainer.enable_progress_bar:
         extra.append(TrainingBar())
-    if section == "qat":  # the float baseline is kept by the cache
-        checkpoints = folder / "checkpoints"
-        extra.append(
-            ModelCheckpoint(
-                checkpoints, "best", monitor="val/top1", mode="max", save_last=True,
-                enable_version_counter=False,  # a resumed run writes over what it had written
-            )
-        )  # fmt: skip
+    checkpoints = (folder / CHECKPOINT).parent
+    # a resumed run writes over what it had written
+    if section == "qat":
+        kept = ModelCheckpoint(
+            checkpoints, "best", monitor="val/top1", mode="max", save_last=True, enable_version_counter=False
+        )
+    else:  # the best is not kept: the baseline is what training ends with
+        kept = ModelCheckpoint(checkpoints / FLOAT, "last", enable_version_counter=False)
+        extra.append(SafeStop())
+    extra.append(kept)
     return build(
         cfg,
         "trainer",
@@ -53,7 +56,6 @@ def _trainer(cfg: DictConfig, section: str, folder: Path, callbacks: tuple[pl.Ca
         logger=build(cfg, "logger", name=section),
         plugins=[CarefulCheckpointIO()],
         default_root_dir=str(folder),
-        enable_checkpointing=section == "qat",
         enable_model_summary=False,
     )
 

@@ -5,6 +5,7 @@ schedule                   progress -> phase, pure
 preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
 delivery                   and when fit has ended
 oscillation                aids that stand beside the callback
+stopping, position         Ctrl-C and SIGTERM: where training stands, and how it goes on there
 strategy, processes        several processes: what DDP must know, and how they begin, decide and end alike
 """
 
@@ -17,6 +18,7 @@ from qat.training.interruption import Interrupted, held, interruptible, run_to_r
 from qat.training.oscillation import OscillationControl
 from qat.training.reseed import SeedEveryEpoch
 from qat.training.schedule import Phase, Schedule
+from qat.training.stopping import SafeStop
 from qat.training.trial import require_classifier
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "OscillationControl",
     "Phase",
     "QuantizationAwareTraining",
+    "SafeStop",
     "Schedule",
     "SeedEveryEpoch",
     "cached_baseline",

@@ -52,7 +52,7 @@ def looking_ahead(loader: Any, count: float, limits: list[int | float] | int | N
         loader, mode = loader.iterables, loader._mode
     combined = CombinedLoader(loader, mode)  # type: ignore[arg-type]
     combined.limits = limits
-    own = {id(g): g for part in combined.flattened for g in _generators(part)}
+    own = {id(g): g for part in combined.flattened for g in generators(part)}
     states = {key: generator.get_state() for key, generator in own.items()}
     try:
         with isolate_rng():
@@ -64,7 +64,8 @@ def looking_ahead(loader: Any, count: float, limits: list[int | float] | int | N
         combined.reset()
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a loader and its samplers have of their own."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     holders = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
     found = [getattr(holder, "generator", None) for holder in holders]

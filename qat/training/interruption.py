@@ -2,10 +2,11 @@
 
     RUN/.lock                    held while the run lives; the system lets go of it however the process ends
     RUN/config.yaml              the run began
-    RUN/checkpoints/last.ckpt    the last complete epoch
+    RUN/checkpoints/last.ckpt    the last complete epoch; last-interrupted.ckpt: inside one (stopping.py)
+    RUN/checkpoints/float/       the same, of the float baseline, until that is in the cache
     RUN/results.json             the run ended; without it, it was interrupted
 
-SIGTERM, as a cluster sends it, is treated like Ctrl-C.
+SIGTERM, as a cluster sends it, is treated like Ctrl-C. While a network trains, `SafeStop` has both.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from qat.errors import CheckpointError, ConfigError, ExportError
 
 LAST = "last"  # instead of a file: the newest run that was interrupted
 BEGUN, ENDED, CHECKPOINT = "config.yaml", "results.json", "checkpoints/last.ckpt"
+STOPPED = "last-interrupted.ckpt"  # beside it; `ckpt_path="last"` of a Trainer finds what begins with last
+FLOAT = "float"  # folder of the baseline's, in that of checkpoints
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop.
+class Interrupted(SystemExit):
+    """A run that was asked to stop; a script that does not catch it ends with its exit code.
 
     Attributes:
         signal: by which it was asked.
@@ -35,9 +38,13 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
         self.signal = signal.Signals(number)
         self.exit_code = 128 + number
-        super().__init__(f"stopped by {self.signal.name}")
+
+    def __str__(self) -> str:
+        """By what."""
+        return f"stopped by {self.signal.name}"
 
 
 @contextmanager
@@ -51,15 +58,11 @@ def interruptible() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if not seen:
             seen.append(number)
-            raise KeyboardInterrupt
+            raise Interrupted(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # SystemExit: what Lightning makes of it
-        if not seen:
-            raise
-        raise Interrupted(seen[0]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -113,6 +116,15 @@ def run_to_resume(run_dir: Path, *, siblings: bool) -> Path:
             f"without {ENDED}). Name a checkpoint, ckpt_path=RUN/{CHECKPOINT}, or leave ckpt_path out to start anew"
         )
     return found
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """From where a run goes on: fake quantization, else the float baseline; None where neither has begun to train."""
+    for place in ((folder / CHECKPOINT).parent, (folder / CHECKPOINT).parent / FLOAT):
+        found = [path for name in ("last.ckpt", STOPPED) if (path := place / name).is_file()]
+        if found:
+            return max(found, key=lambda path: path.stat().st_mtime_ns)
+    return None
 
 
 def _interrupted(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -93,3 +94,48 @@ def test_what_shards_and_sweeps_of_several_processes_are_refused(tmp_path):
     sweep = run(tmp_path, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep", "hydra.mode=MULTIRUN")
     assert sweep.returncode == 1
     assert "ask for 2 processes, and a sweep runs each job in one" in " ".join(sweep.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_two_machines_are_tried_on_one(tmp_path):
+    """The commands of docs/scaling.md: a torchrun for each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    both = []
+    for rank in (0, 1):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
+                    "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
+        both.append(subprocess.Popen(
+            [*torchrun, str(ROOT / "train.py"), *SMALL, "trainer.num_nodes=2", "trainer.devices=1",
+             f"cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run"],
+            cwd=tmp_path, env=alone, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ))  # fmt: skip
+    said = [process.communicate(timeout=280) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "".join(out for out, _ in said).count("Parity on 360") == 1
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 8
+    assert (tmp_path / "run" / "int8.onnx").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_asked_to_stop_both_stop_behind_the_same_step(tmp_path):
+    whole = run(tmp_path, f"hydra.run.dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    process = start(tmp_path, f"hydra.run.dir={tmp_path}/stopped")
+    while not (tmp_path / "stopped" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()  # the first process alone hears of it
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 143, err
+    assert "To go on: python train.py" in err
+    assert (tmp_path / "stopped" / "checkpoints" / "last-interrupted.ckpt").is_file(), out
+    again = run(tmp_path, f"hydra.run.dir={tmp_path}/stopped", "ckpt_path=last")
+    assert again.returncode == 0, again.stderr
+    one, other = ((tmp_path / name / "int8.onnx").read_bytes() for name in ("whole", "stopped"))
+    assert one == other

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -13,6 +15,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+
+from qat.files import TEMPORARY
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=resnet20", "float.epochs=1", "qat.epochs=2", "qat.calibration_batches=2",
@@ -53,11 +59,24 @@ def require_same(one: Path, other: Path) -> None:
 
 def require_whole(run: Path) -> None:
     """Whatever has a final name can be read."""
-    for path in run.rglob("*.ckpt"):
-        if not path.name.startswith("."):
-            torch.load(path, weights_only=True)
-    for path in run.glob("[!.]*.onnx"):
-        onnx.checker.check_model(onnx.load(path), full_check=True)
+    readers = {
+        ".ckpt": lambda path: torch.load(path, weights_only=True),
+        ".onnx": lambda path: onnx.checker.check_model(onnx.load(path), full_check=True),
+        ".pt2": torch.export.load,
+        ".json": lambda path: json.loads(path.read_text()),
+        ".yaml": lambda path: yaml.safe_load(path.read_text()),
+        ".safetensors": load_file,
+        ".html": lambda path: path.read_text().index("</html>"),
+    }
+    cache = run.parent.parent / "cache"
+    for path in (*run.rglob("[!.]*"), *cache.glob("[!.]*")):
+        if path.is_file() and path.suffix in readers:
+            readers[path.suffix](path)
+
+
+def require_tidy(run: Path) -> None:
+    """What was being written when the process was killed is gone."""
+    assert [path for path in run.rglob(".*") if TEMPORARY.fullmatch(path.name)] == []
 
 
 @pytest.fixture(scope="module")
@@ -79,38 +98,52 @@ def test_killed_between_two_epochs(whole: tuple[Path, float], tmp_path: Path) ->
     require_whole(tmp_path / "runs" / "killed")
     assert not (tmp_path / "runs" / "killed" / "results.json").exists()
     out, _ = finish(start(tmp_path, "runs/again", "ckpt_path=last"))
-    assert "runs/killed goes on from its last epoch" in out
+    assert "runs/killed goes on from last.ckpt" in out
+    require_tidy(tmp_path / "runs" / "killed")
     require_same(tmp_path / "runs" / "killed", run)
 
 
 @pytest.mark.runtime
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_asked_to_stop(whole: tuple[Path, float], tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / "cache").symlink_to(whole[0].parent / "cache")
-    process = start(tmp_path, "run", "qat.epochs=1000")
-    wait_for(process, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    """Inside an epoch: it goes on there, and ends in the same bytes."""
+    run, _ = whole
+    (tmp_path / "cache").symlink_to(run.parent / "cache")
+    process = start(tmp_path, "runs/stopped")
+    wait_for(process, tmp_path / "runs" / "stopped" / "checkpoints" / "last.ckpt")  # of the first epoch of two
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert re.search(rf"stopped by {number.name}\. To go on: python train\.py .*qat\.epochs=1000.* ckpt_path=last", err)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert re.search(rf"stopped by {number.name}\. To go on: python train\.py .*qat\.epochs=2.* ckpt_path=last", err)
     assert "Traceback" not in err
-    require_whole(tmp_path / "run")
+    require_whole(tmp_path / "runs" / "stopped")
+    stopped = torch.load(tmp_path / "runs" / "stopped" / "checkpoints" / "last-interrupted.ckpt", weights_only=True)
+    assert f"stopped by {number.name} at step {stopped['global_step']}" in out
+    assert stopped["global_step"] in range(4, 9)
+    out, _ = finish(start(tmp_path, "runs/again", "ckpt_path=last"))
+    assert "runs/stopped goes on from last-interrupted.ckpt" in out
+    require_same(tmp_path / "runs" / "stopped", run)
+    assert not (tmp_path / "runs" / "stopped" / "checkpoints" / "last-interrupted.ckpt").exists()
+
+
+MOMENTS = sorted(random.Random(20).sample(range(1000), 20))  # the same in every session
 
 
 @pytest.mark.slow
 @pytest.mark.runtime
-@pytest.mark.parametrize("moment", range(20))
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_any_moment(whole: tuple[Path, float], tmp_path: Path, moment: int) -> None:
+    """`moment`: thousandths of the way from its beginning to the end of an undisturbed run."""
     run, seconds = whole
+    killed = tmp_path / "runs" / "killed"
     process = start(tmp_path, "runs/killed")  # without the cache: the float baseline is interrupted too
-    begun = tmp_path / "runs" / "killed" / "config.yaml"
     began = time.monotonic()
-    wait_for(process, begun)
-    # from there to the end of an undisturbed run
-    time.sleep((seconds - (time.monotonic() - began)) * moment / 20)
+    wait_for(process, killed / "config.yaml")
+    time.sleep(max(0.0, (seconds - (time.monotonic() - began)) * moment / 1000))
     process.kill()
     process.communicate()
-    require_whole(tmp_path / "runs" / "killed")
-    if not (tmp_path / "runs" / "killed" / "results.json").exists():
+    require_whole(killed)
+    if not (killed / "results.json").exists():
         finish(start(tmp_path, "runs/again", "ckpt_path=last"))
-    require_same(tmp_path / "runs" / "killed", run)
+        require_tidy(killed)
+    require_same(killed, run)
