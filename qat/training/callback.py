@@ -34,8 +34,10 @@ from qat.training.finite import require_finite_gradients, require_finite_loss
 from qat.training.own import prepared_networks
 from qat.training.preparation import Preparation, require_own_layers, require_own_parameters, stop_waiting
 from qat.training.processes import alike, by_first
+from qat.training.restorable import require_restorable
 from qat.training.resumption import look_before_loading, stop_looking
 from qat.training.schedule import Phase, Schedule, progress
+from qat.training.stopping import stop_safely
 from qat.training.strategy import adapt, require_float_scales, require_own_script, require_replicas, trains_ranges
 from qat.verify import ParityReport
 
@@ -179,6 +181,7 @@ class QuantizationAwareTraining(pl.Callback):
         if sum(isinstance(c, QuantizationAwareTraining) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ConfigError("QuantizationAwareTraining is given twice; a Trainer takes one, with modules=[...]")
         self._phase = None
+        stop_safely(trainer)
         require_replicas(trainer.strategy)
         require_float_scales(str(trainer.precision))
         adapt(trainer.strategy)
@@ -192,6 +195,8 @@ class QuantizationAwareTraining(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Calibrate, unless the ranges came with a checkpoint or from the caller."""
         stop_looking(pl_module)
+        if loaded := trainer._checkpoint_connector._loaded_checkpoint:  # Lightning restores training behind this hook
+            require_restorable(trainer, loaded)
         prepared = self.prepared(pl_module)
         require_own_parameters(trainer, pl_module)
         require_own_layers(trainer, pl_module)

@@ -16,6 +16,7 @@ from qat.errors import CheckpointError
 from qat.files import replacing
 from qat.models.state_file import read_content
 from qat.provenance import KEY, unreadable
+from qat.training.restorable import WAY_OUT, strange_structure
 
 STATE = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")  # besides the weights
 REMOTE = "://"  # s3://bucket/last.ckpt: Lightning's own way, through fsspec
@@ -50,23 +51,34 @@ class CarefulCheckpointIO(TorchCheckpointIO):
         """
         if weights_only is False or REMOTE in str(path):
             return super().load_checkpoint(path, map_location, weights_only)
-        content = read_content(path)
-        if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-            raise CheckpointError(
-                f"checkpoint {path} is none of a Trainer's: it has no state_dict. To start from weights alone, load "
-                "them into the float model (qat.models.load_float, or init_from=FILE)"
-            )
-        if KEY in content and (wrong := unreadable(content[KEY])):
-            raise CheckpointError(f"checkpoint {path} cannot be resumed here: {wrong}")
-        return content
+        return _restorable(path, _read(path))
+
+
+def _read(path: Any) -> dict[str, Any]:
+    content = read_content(path)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"checkpoint {path} is none of a Trainer's: it has no state_dict. To start from weights alone, load "
+            "them into the float model (qat.models.load_float, or init_from=FILE)"
+        )
+    if KEY in content and (wrong := unreadable(content[KEY])):
+        raise CheckpointError(f"checkpoint {path} cannot be resumed here: {wrong}")
+    return content
+
+
+def _restorable(path: Any, content: dict[str, Any]) -> dict[str, Any]:
+    if wrong := strange_structure(content):
+        raise CheckpointError(f"checkpoint {path} is damaged, or none of a Trainer's: {wrong}. {WAY_OUT}")
+    return content
 
 
 def require_training_state(path: str | Path) -> None:
     """Raise `CheckpointError` for a checkpoint that holds no more than weights, so that training cannot go on."""
-    content = CarefulCheckpointIO().load_checkpoint(path)
+    content = _read(path)
     missing = [key for key in STATE if key not in content]
     if missing:
         raise CheckpointError(
             f"checkpoint {path} has weights but no state of training ({', '.join(missing)}), so it cannot be resumed; "
             "resume from checkpoints/last.ckpt of a run"
         )
+    _restorable(path, content)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from qat.errors import ConfigError
+from qat.errors import CheckpointError, ConfigError
 from qat.placement import PreparedModel, quantizers
 from qat.provenance import KEY, differences, unreadable
 from qat.recipe import QuantRecipe
 from qat.target import Target
 from qat.training.own import prepared_networks
+from qat.training.restorable import WAY_OUT, strange_structure, strange_weights
 from qat.training.saved import join, prefix
 
 LISTED = 5  # names of an error message
@@ -38,6 +39,8 @@ def look_before_loading(
     stop_looking(pl_module)
 
     def look(checkpoint: dict[str, Any]) -> None:
+        if wrong := strange_structure(checkpoint):  # as Lightning's own reader takes it
+            raise CheckpointError(f"the checkpoint is damaged, or none of a Trainer's: {wrong}. {WAY_OUT}")
         if KEY in checkpoint:
             prepare()
         if prepared_networks(pl_module):
@@ -46,6 +49,11 @@ def look_before_loading(
         require_prepared_alike(pl_module, checkpoint, recipe, target)
         own = look.own or MethodType(type(pl_module).on_load_checkpoint, pl_module)  # type: ignore[attr-defined]
         own(checkpoint)
+        if wrong := strange_weights(pl_module, checkpoint["state_dict"]):  # own may have renamed or added
+            raise CheckpointError(
+                f"the checkpoint's weights are not those of {type(pl_module).__name__}: {wrong}. Resume with the same "
+                "model"
+            )
 
     look.own = vars(pl_module).get(HOOK)  # type: ignore[attr-defined]
     pl_module.on_load_checkpoint = look  # type: ignore[method-assign]
