@@ -50,6 +50,15 @@ def build(cfg: DictConfig, section: str, **more: Any) -> Any:
         raise ConfigError(f"{section}: {reason}. See conf/{section.partition('.')[0]} for the keys it takes") from error
 
 
+def check(cfg: DictConfig, section: str, *more: str) -> None:
+    """Raise what `build` would raise of the keys of `cfg.<section>`, without building; `more` is what a run adds."""
+    node = OmegaConf.select(cfg, section)
+    if node is None or "_target_" not in node:
+        raise ConfigError(f"{section} needs _target_: package.module.Name")
+    _check_keys(node, section, set(more))
+    plain(cfg, section)
+
+
 @contextmanager
 def reading(section: str) -> Iterator[None]:
     """A value of a type that the block cannot use ends in an error that names the section.

@@ -15,6 +15,7 @@ from qat.recipe import QuantRecipe
 from qat.settings import plain, reading
 from qat.training.distillation import Distillation
 from qat.training.oscillation import OscillationControl, require_calm
+from qat.training.strategy import trains_ranges
 
 T = TypeVar("T")
 
@@ -74,3 +75,12 @@ def _read(cfg: DictConfig, key: str, kind: Callable[..., T], example: str) -> T 
     if cfg.qat.epochs == 0:
         raise ConfigError(f"qat.{key} has no effect without training: give qat.epochs, or qat.{key}=null")
     return made
+
+
+def require_scales(cfg: DictConfig, recipe: QuantRecipe) -> None:
+    """Raise `ConfigError` for a learning rate of trained ranges, where the recipe trains none."""
+    if cfg.qat.scale_lr is not None and not trains_ranges(recipe):
+        raise ConfigError(
+            f"qat.scale_lr={cfg.qat.scale_lr} has no effect: recipe {recipe.name} trains no ranges. Use one with LSQ "
+            "or PACT, or leave it out"
+        )

@@ -20,7 +20,7 @@ def build_callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target)
         ConfigError: values outside their range.
         CheckpointError: nothing to resume from.
     """
-    if cfg.qat.epochs < 0:
+    if type(cfg.qat.epochs) is not int or cfg.qat.epochs < 0:
         raise ConfigError(f"need qat.epochs >= 0, got {cfg.qat.epochs}; 0 is post-training quantization")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise CheckpointError(

@@ -18,7 +18,7 @@ from qat.artifact import Artifact
 from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
-from qat.pipeline.aids import read_callbacks, read_distillation
+from qat.pipeline.aids import read_callbacks, read_distillation, require_scales
 from qat.pipeline.analysis import read_analysis
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.callback import build_callback
@@ -29,6 +29,7 @@ from qat.pipeline.lifecycle import begun, conclude, settle
 from qat.pipeline.processes import joined
 from qat.pipeline.reporting import classes, command_line, operators, write_page
 from qat.pipeline.results import summarize
+from qat.pipeline.resumption import checkpoint_of
 from qat.pipeline.source import read_source, with_preprocessing
 from qat.pipeline.terminal import follow
 from qat.pipeline.trainer import fit, measure_top1
@@ -75,6 +76,7 @@ def static(cfg: DictConfig) -> dict[str, Any]:
         callback, aids = build_callback(cfg, recipe, target), read_callbacks(cfg, recipe)
         source = read_source(cfg)
         distill, helpers = read_distillation(cfg, source), read_helpers(cfg)
+        require_scales(cfg, recipe)
         cfg = with_preprocessing(cfg, source)
         tolerance = read_tolerance(cfg)
         cfg = joined(cfg)
@@ -112,11 +114,12 @@ def static(cfg: DictConfig) -> dict[str, Any]:
             with clock("try_export"):
                 by_first(lambda: require_exportable(prepared, target))
         if cfg.qat.epochs > 0:
-            if cfg.ckpt_path is not None:  # before Lightning, which would end in a traceback
-                require_training_state(cfg.ckpt_path)
-                load_prepared(prepared, cfg.ckpt_path)
+            checkpoint = checkpoint_of(cfg, "qat")
+            if checkpoint is not None:  # before Lightning, which would end in a traceback
+                require_training_state(checkpoint)
+                load_prepared(prepared, checkpoint)
             with clock("qat"):
-                fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=cfg.ckpt_path)
+                fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=checkpoint)
                 helpers.trained(prepared, data.train_dataloader(), partial(follow, cfg))
                 top1["qat"] = measure_top1(cfg, module, data)
             log.info("QAT top-1 %.2f %%", top1["qat"])

@@ -18,8 +18,11 @@ from omegaconf import DictConfig
 from qat.errors import ConfigError, unknown_name
 from qat.pipeline.evaluate import evaluate
 from qat.pipeline.resumption import resumed
+from qat.pipeline.sensible import require_sensible
 from qat.pipeline.static import analyze, ptq, static
+from qat.pipeline.terminal import quiet
 from qat.pipeline.weights import dynamic, weight_only
+from qat.training.interruption import LAST
 
 TASKS: Mapping[str, Callable[[DictConfig], dict[str, Any]]] = {
     "qat": static,
@@ -37,16 +40,29 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         QatError: anything the user can mend; nothing is left half-written.
     """
-    task = str(cfg.task)
-    if task not in TASKS:
-        raise ConfigError(unknown_name("task", task, TASKS))
-    if task != "qat" and cfg.ckpt_path is not None:
-        raise ConfigError(
-            f"ckpt_path resumes training, and task={task} trains nothing. To start from the weights of a checkpoint, "
-            "use init_from"
-        )
+    task = require_task(cfg)
+    quiet()
+    require_sensible(cfg)
     cfg = resumed(cfg)
     if cfg.quiet:
         cfg = cfg.copy()
         cfg.trainer.enable_progress_bar = False
     return TASKS[task](cfg)
+
+
+def require_task(cfg: DictConfig) -> str:
+    """What the run is for.
+
+    Raises:
+        ConfigError: a name that is none; a checkpoint to go on from, and a task that does not train.
+    """
+    task = str(cfg.task)
+    if task not in TASKS:
+        raise ConfigError(unknown_name("task", task, TASKS))
+    resumes = (None, LAST) if task in ("ptq", "analyze", "dynamic", "weight_only") else (None,)  # their float baseline
+    if task != "qat" and cfg.ckpt_path not in resumes:
+        raise ConfigError(
+            f"ckpt_path resumes training, and task={task} trains nothing. To start from the weights of a checkpoint, "
+            "use init_from"
+        )
+    return task

@@ -67,7 +67,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"need 0 <= label_smoothing < 1, got {label_smoothing}")
-        if aux_weight is not None and aux_weight < 0:
+        if aux_weight is not None and not aux_weight >= 0:
             raise ConfigError(f"need aux_weight >= 0, got {aux_weight}")
         if scale_lr is not None and not scale_lr >= 0:
             raise ConfigError(f"need scale_lr >= 0, got {scale_lr}; 0 keeps trained ranges as calibration set them")
@@ -119,20 +119,34 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over `parameter_groups`, with its schedule."""
-        optimizer = self.build_optimizer(parameter_groups(self.model, scale_lr=self.scale_lr))
-        if self.build_scheduler is None:
+        groups = parameter_groups(self.model, scale_lr=self.scale_lr)
+        optimizer, scheduler, interval = self.optimization(groups, None)
+        if scheduler is None:
             return optimizer
-        horizon = self._horizon()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def optimization(self, groups: list[dict[str, Any]], steps: int | None) -> tuple[Optimizer, Any, str]:
+        """Optimizer, schedule (None for none), and whether that moves at every `step` or `epoch`.
+
+        Args:
+            groups: of parameters.
+            steps: of the run; None asks the Trainer.
+
+        Raises:
+            ConfigError: a schedule that needs an end, and a run without one; a schedule with one rate for all, and
+                `scale_lr`.
+        """
+        optimizer = self.build_optimizer(groups)
+        if self.build_scheduler is None:
+            return optimizer, None, "epoch"
+        horizon = self._horizon(steps)
         scheduler = self.build_scheduler(optimizer, **horizon)
         if self.scale_lr is not None and any("max_lr" in group for group in optimizer.param_groups):
             raise ConfigError(
                 f"{type(scheduler).__name__} sets one rate for all parameters, and scale_lr={self.scale_lr} another "
                 "for some; use torch.optim.lr_scheduler.CosineAnnealingLR, or leave scale_lr out"
             )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step" if horizon else "epoch"},
-        }
+        return optimizer, scheduler, "step" if horizon else "epoch"
 
     def _outputs(self, images: Tensor) -> Outputs:
         return Outputs.of(self.model(images), type(self.model).__name__)
@@ -158,14 +172,14 @@ class Classifier(pl.LightningModule):
         with torch.no_grad():
             return Outputs.of(teacher(images), type(teacher).__name__).logits, []
 
-    def _horizon(self) -> dict[str, int]:
+    def _horizon(self, steps: float | None) -> dict[str, int]:
         build = self.build_scheduler
         takes = inspect.signature(build.func if isinstance(build, partial) else build).parameters  # type: ignore[arg-type]
         name = next((n for n in HORIZONS if n in takes), None)
         if name is None:
             return {}
         given = build.keywords.get(name) if isinstance(build, partial) else None
-        steps = self.trainer.estimated_stepping_batches if given is None else given
+        steps = given if given is not None else self.trainer.estimated_stepping_batches if steps is None else steps
         if not math.isfinite(steps) or steps < 1:
             raise ConfigError(
                 f"the schedule needs the number of steps, and the run has {steps}; set trainer.max_epochs or "
