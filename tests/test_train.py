@@ -178,3 +178,22 @@ def test_layers_alone_go_the_same_way(run):
     assert process.returncode == 0, process.stderr
     assert "placement=modules: each layer on its own" in (folder.parent / "modules" / "plan.txt").read_text()
     assert json.loads((folder.parent / "modules" / "results.json").read_text())["passed"]
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_two_runs_that_start_together_have_a_folder_each(tmp_path, run):
+    """In the folders that Hydra names by the time."""
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, f"cache_dir={run[0].parent}/cache", "qat.epochs=0"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=280)
+        assert process.returncode == 0, err
+    folders = sorted((tmp_path / "outputs").iterdir())
+    assert [(folder / "results.json").is_file() for folder in folders] == [True, True]
+    one, other = ((folder / "int8.onnx").read_bytes() for folder in folders)
+    assert one == other

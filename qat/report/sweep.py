@@ -8,6 +8,7 @@ sweep folder/
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from datetime import timedelta
@@ -65,6 +66,7 @@ class SweepSummary(Callback):
     def __init__(self) -> None:
         self.total = self.before = 0  # jobs of this command; jobs that its folder had
         self.start = 0.0  # seconds of a clock that all processes share
+        self.summed_up = False
         _register()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -76,6 +78,7 @@ class SweepSummary(Callback):
         """Make the folder; where it has jobs of a search, count them as trials and number the next ones behind them."""
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)  # Optuna opens its file before there is a job
+        atexit.register(self._last_words, folder)
         self.before, self.start = _finished(folder), time.monotonic()
         with read_write(config), read_write(config.hydra), open_dict(config.hydra):
             jobs = job_folders(folder)
@@ -103,6 +106,7 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary of the sweep's folder, and draw what has results; where no job has any, exit with 1."""
+        self.summed_up = True
         folder = Path(config.hydra.sweep.dir)
         console, sweep = Console(), read_sweep(folder)
         console.print(sweep_table(folder))
@@ -113,6 +117,11 @@ class SweepSummary(Callback):
             console.print(f"no plot: {error}", soft_wrap=True)
         if not any(job.results for job in sweep.jobs):
             raise SystemExit(1)
+
+    def _last_words(self, folder: Path) -> None:
+        """The table of a sweep that did not come to its end: Optuna's raises where every trial failed."""
+        if not self.summed_up and job_folders(folder):
+            Console().print(sweep_table(folder))
 
 
 def _finished(folder: Path, *, failed: bool = True) -> int:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from qat.files import replacing, write_text
 from qat.training.processes import agreed, first
@@ -47,7 +48,10 @@ def cached_baseline(
     weights = Path(folder) / f"{name}-{key}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(weights.with_suffix(".lock")) if first() else nullcontext():
-        if kept := agreed(load_file(weights) if first() and weights.is_file() else None):
+        if first():
+            for path in weights.parent.glob(f".{weights.stem}-*"):  # of a process that was killed while it wrote
+                path.unlink()
+        if kept := agreed(_read(weights, model) if first() and weights.is_file() else None):
             model.load_state_dict(kept)
             log.info("float baseline from the cache: %s", weights)
             return True
@@ -60,3 +64,16 @@ def cached_baseline(
         write_text(weights.with_suffix(".json"), text + "\n")
     log.info("float baseline kept at %s", weights)
     return False
+
+
+def _read(path: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """The weights in a file of the cache; None, with a warning, where it is damaged: they are trained again then."""
+    try:
+        found = load_file(path)
+        shapes = {key: (value.shape, value.dtype) for key, value in found.items()}
+        if shapes != {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}:
+            raise ValueError("its tensors are not those of the model")
+    except (SafetensorError, OSError, ValueError) as error:
+        log.warning("float baseline %s is damaged (%s): it is trained again", path, error)
+        return None
+    return found

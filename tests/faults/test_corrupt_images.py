@@ -65,3 +65,25 @@ def test_a_split_of_nothing_else_is_empty(tmp_path):
         spoil(path)
     with pytest.raises(DataError, match="the validation split is empty"):
         data(tmp_path, skip_corrupt=True)
+
+
+def trained_on(found: ImageFolderData) -> list[int]:
+    return sorted(int(label) for _, labels in found.train_dataloader() for label in labels)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_in_training_it_is_named(tmp_path, workers):
+    bad = spoil(folder(tmp_path) / "train" / "dog" / "1.png")
+    with pytest.raises(DataError, match=re.escape(str(bad)) + " does not decode as an image"):
+        trained_on(data(tmp_path, num_workers=workers))
+
+
+def test_in_training_it_is_left_out_and_counted(tmp_path, caplog):
+    folder(tmp_path)
+    for name in ("cat/0.png", "dog/1.png"):
+        spoil(tmp_path / "train" / name)
+    with caplog.at_level(logging.WARNING):
+        found = data(tmp_path, skip_corrupt=True)
+    assert "left out 2 images that do not decode" in caplog.text
+    assert trained_on(found) == [0, 0, 1, 1]
+    assert sum(len(labels) for _, labels in found.calibration_dataloader()) == 4

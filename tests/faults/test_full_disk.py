@@ -20,6 +20,9 @@ from torch import nn
 import pytorch_lightning as pl
 import qat
 from qat.errors import ExportError
+from qat.pipeline.lifecycle import conclude
+from qat.report.jobs import Sweep
+from qat.report.page import write_sweep
 from qat.training import CarefulCheckpointIO
 
 path = Path(sys.argv[1])
@@ -28,6 +31,10 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
     if path.suffix == ".ckpt":
         CarefulCheckpointIO().save_checkpoint({"state_dict": model.state_dict()}, path)
+    elif path.name == "results.json":
+        conclude({"notes": "full " * 100_000}, path.parent)
+    elif path.name == "report.md":
+        write_sweep(Sweep(name="full " * 100_000, jobs=()), path.parent)
     else:
         qat.export(model, path, (torch.zeros(2, 300),))
 except ExportError as error:
@@ -36,7 +43,9 @@ except ExportError as error:
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("name", ["last.ckpt", "float.onnx", pytest.param("float.pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["last.ckpt", "float.onnx", "results.json", "report.md", pytest.param("float.pt2", marks=pytest.mark.slow)]
+)
 def test_the_previous_file_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("previous")
     found = subprocess.run(
@@ -49,3 +58,22 @@ def test_the_previous_file_stays(tmp_path: Path, name: str) -> None:
     ), found.stderr
     assert (tmp_path / name).read_text() == "previous"
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_metrics_of_a_training_that_runs(tmp_path: Path) -> None:
+    """No file of ours: rows are added to it."""
+    program = (
+        "import resource\nfrom qat.errors import ExportError\nfrom qat.training.loggers import RunCSVLogger\n"
+        f"logger = RunCSVLogger({str(tmp_path)!r}, name='qat', version='', flush_logs_every_n_steps=1)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
+        "try:\n    for step in range(10_000):\n        logger.log_metrics({'loss': 1 / 3}, step)\n"
+        "except ExportError as error:\n    print(step, error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    step, _, said = found.stdout.partition(" ")
+    assert said.strip() == (
+        f"cannot write {tmp_path}/qat/metrics.csv: File too large. Free some space, and go on with ckpt_path=last"
+    ), found
+    whole = (tmp_path / "qat" / "metrics.csv").read_text().splitlines()[: int(step) - 1]
+    assert whole[0] == "loss,step"
+    assert len(whole) > 100

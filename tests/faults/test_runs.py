@@ -105,31 +105,50 @@ def test_last_is_the_newest_that_was_interrupted(tmp_path: Path) -> None:
 
 
 DEADLY = """
-import os, time, torch
-from torch.utils.data import DataLoader
+import os, sys, time, torch
+from pathlib import Path
+import pytorch_lightning as pl
+from torch import nn
+from torch.utils.data import get_worker_info
+from qat.data.base import ImageData, Splits
+from qat.data.images import ImageBatches
+from qat.data.normalization import Normalization
 from qat.errors import DataError
+from qat.training import Classifier, QuantizationAwareTraining
 from qat.training.workers import explained_workers
 
-class Deadly(torch.utils.data.Dataset):
-    def __len__(self):
-        return 16
-    def __getitem__(self, index):
-        if index == 9:
-            time.sleep(1)  # the batches before it are out of its hands
-            os._exit(1)  # as when the system is short of memory
-        return torch.zeros(3)
+def read(rows):
+    if 9 in rows and get_worker_info() is not None:
+        time.sleep(1)  # the batches before it are out of its hands
+        os._exit(1)  # as when the system is short of memory
+    return torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8)
 
+class Deadly(ImageData):
+    def load(self):
+        labels, usual = torch.arange(16) % 2, Normalization.of(None, None)
+        train = ImageBatches(read, labels, normalization=usual)
+        return Splits(train=train, calibration=train, val=ImageBatches(read, labels[:4], normalization=usual),
+                      class_names=("a", "b"), input_shape=(3, 8, 8))
+
+net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2))
+module = Classifier(net, num_classes=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+callback = QuantizationAwareTraining(calibration_batches=1)
+callback.prepare(module, torch.zeros(2, 3, 8, 8))
+callback.calibrate(module, [(torch.zeros(2, 3, 8, 8), torch.zeros(2).long())])
+trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback],
+                     enable_progress_bar=False, enable_model_summary=False, default_root_dir=sys.argv[1])
 try:
     with explained_workers():
-        list(DataLoader(Deadly(), 4, num_workers=1))
+        trainer.fit(module, datamodule=Deadly(batch_size=4, num_workers=1))
 except DataError as error:
     print(error)
 """
 
 
-def test_a_worker_that_dies() -> None:
-    """In a process of its own: torch tells by a signal handler, which would stay."""
-    found = subprocess.run([sys.executable, "-c", DEADLY], capture_output=True, text=True, timeout=120, check=False)
+def test_a_worker_that_dies(tmp_path: Path) -> None:
+    """In training. In a process of its own: torch tells by a signal handler, which would stay."""
+    command = [sys.executable, "-c", DEADLY, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert re.search(r"DataLoader worker .* exited unexpectedly.* lower data\.num_workers \(0 reads", found.stdout), (
         found
     )

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from qat.training import cached_baseline
 
 PROGRAM = """
 import sys, time, torch
@@ -37,3 +43,37 @@ def test_one_trains_and_both_have_it(tmp_path: Path) -> None:
     kept = sorted(p.suffix for p in (tmp_path / "cache").iterdir())
     assert kept.count(".safetensors") == kept.count(".json") == 1
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(b"\0" * 500),
+        lambda path: save_file({"weight": torch.zeros(2, 2)}, path),
+    ],
+)
+def test_a_damaged_file_of_the_cache_is_trained_again(
+    tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    trained: list[int] = []
+
+    def load() -> tuple[bool, nn.Module]:
+        model = nn.Linear(4, 4)
+
+        def train() -> None:
+            trained.append(1)
+            nn.init.constant_(model.weight, len(trained))
+
+        return cached_baseline(model, {"seed": 0}, tmp_path, "linear", train), model
+
+    load()
+    (path,) = tmp_path.glob("*.safetensors")
+    damage(path)
+    (tmp_path / f".{path.stem}-abcd1234.safetensors").write_bytes(b"half")
+    kept, model = load()
+    assert (kept, len(trained), float(model.weight.detach()[0, 0])) == (False, 2, 2.0)
+    assert f"float baseline {path} is damaged (" in caplog.text
+    kept, model = load()
+    assert (kept, len(trained), float(model.weight.detach()[0, 0])) == (True, 2, 2.0)
+    assert not list(tmp_path.glob(".*"))

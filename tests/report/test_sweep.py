@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
@@ -155,6 +156,12 @@ def test_a_sweep_says_how_far_it_is(tmp_path):
 
 
 def sweep(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    process = started(tmp_path, *overrides)
+    out, err = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def started(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
     if not (tmp_path / "float.pt").is_file():
         torch.save(resnet20().state_dict(), tmp_path / "float.pt")
     command = [sys.executable, str(ROOT / "train.py"), "-m", "model=resnet20", f"init_from={tmp_path}/float.pt",
@@ -163,7 +170,7 @@ def sweep(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
                "trainer.enable_progress_bar=false", f"cache_dir={tmp_path}/cache", f"hydra.sweep.dir={tmp_path}/sweep",
                *overrides]  # fmt: skip
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280, env=alone)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=alone)
 
 
 @pytest.mark.slow
@@ -190,6 +197,66 @@ def test_a_search_goes_on_in_its_folder(tmp_path):
     assert second.returncode == 0, second.stderr
     assert [p.name for p in job_folders(tmp_path / "sweep")] == ["0", "1"]
     assert "instead of creating a new one" in second.stderr + second.stdout
+
+
+def require_search() -> None:
+    if find_spec("optuna") is None or version("sqlalchemy") >= "2":
+        pytest.skip("the extra `sweep` is not installed, or SQLAlchemy is 2, with which optuna 2 stores nothing")
+
+
+SEARCH = ("hparams_search=optuna", "qat.optimizer.lr=0.01", "quant=w8a8", "qat.freeze_bn_at=0.6")
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_failed_trial_does_not_end_a_search(tmp_path):
+    require_search()
+    failing = "qat.freeze_observers_at=choice(0.5,0.9)"
+    process = sweep(tmp_path, *SEARCH, failing, "hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=grid")
+    assert process.returncode == 0, process.stderr
+    said = " ".join(process.stdout.split())
+    assert "ConfigError: need 0 <= freeze_observers_at" in said
+    assert sum((tmp_path / "sweep" / str(n) / "results.json").is_file() for n in (0, 1)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_search_of_which_every_trial_fails_ends_in_its_table(tmp_path):
+    """For one objective Optuna has no best trial then, and raises."""
+    require_search()
+    process = sweep(tmp_path, *SEARCH, "qat.freeze_observers_at=choice(0.8,0.9)", "hydra.sweeper.n_trials=2",
+                    "objective=top1", "hydra.sweeper.direction=maximize")  # fmt: skip
+    assert process.returncode == 1
+    said = " ".join(process.stdout.split())
+    assert all(f"job {number}: ConfigError: need 0 <= freeze_observers_at" in said for number in (0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_a_search_that_is_killed_goes_on(tmp_path):
+    require_search()
+    trials = ("qat.freeze_observers_at=choice(0.3,0.5)", "hydra.sweeper.n_trials=3")
+    process = started(tmp_path, *SEARCH, *trials)
+    while not (tmp_path / "sweep" / "0" / "results.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    second = sweep(tmp_path, *SEARCH, *trials)
+    assert second.returncode == 0, second.stderr
+    ended = [job for job in job_folders(tmp_path / "sweep") if (job / "results.json").is_file()]
+    assert len(ended) == 3
+    assert "no results" not in second.stdout or len(job_folders(tmp_path / "sweep")) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_the_float_baseline_of_a_sweep_is_trained_once(tmp_path):
+    short = ("init_from=null", "float.epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1")
+    process = sweep(tmp_path, *short, "quant=w8a8,w8a8_symmetric")
+    assert process.returncode == 0, process.stderr
+    said = process.stdout + process.stderr
+    assert (said.count("float baseline kept at"), said.count("float baseline from the cache")) == (1, 1)
 
 
 @pytest.mark.slow
