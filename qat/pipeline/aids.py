@@ -13,6 +13,7 @@ from qat.errors import ConfigError, unknown_name
 from qat.models import ModelSource
 from qat.recipe import QuantRecipe
 from qat.settings import plain, reading
+from qat.training.averaging import AveragedWeights, require_no_freezing
 from qat.training.distillation import Distillation
 from qat.training.oscillation import OscillationControl, require_calm
 from qat.training.strategy import trains_ranges
@@ -57,6 +58,10 @@ def read_callbacks(cfg: DictConfig, recipe: QuantRecipe) -> list[pl.Callback]:
     if (control := _read(cfg, "oscillation", OscillationControl, "{damp: 0.01} or {freeze: 0.02}")) is not None:
         require_calm(recipe, freezes=control.freeze is not None, freeze_observers_at=cfg.qat.freeze_observers_at)
         found.append(control)
+    if (average := _read(cfg, "ema", AveragedWeights, "{decay: 0.999}")) is not None:
+        if control is not None:
+            require_no_freezing(control)
+        found.append(average)
     return found
 
 

@@ -4,16 +4,18 @@ networks, calls, batches   where a stranger's project keeps its network, what it
 schedule                   progress -> phase, pure
 preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
 delivery                   and when fit has ended
-oscillation                aids that stand beside the callback
+oscillation, averaging     aids that stand beside the callback
 stopping, position         Ctrl-C and SIGTERM: where training stands, and how it goes on there
 strategy, processes        several processes: what DDP must know, and how they begin, decide and end alike
 """
 
+from qat.training.averaging import AveragedWeights
 from qat.training.backbone import FrozenBackbone
 from qat.training.baseline import cached_baseline
 from qat.training.callback import QuantizationAwareTraining
 from qat.training.checkpoint_io import CarefulCheckpointIO, require_training_state
 from qat.training.classifier import Classifier
+from qat.training.distillation import Distillation
 from qat.training.interruption import Interrupted, held, interruptible, run_to_resume
 from qat.training.oscillation import OscillationControl
 from qat.training.reseed import SeedEveryEpoch
@@ -22,8 +24,10 @@ from qat.training.stopping import SafeStop
 from qat.training.trial import require_classifier
 
 __all__ = [
+    "AveragedWeights",
     "CarefulCheckpointIO",
     "Classifier",
+    "Distillation",
     "FrozenBackbone",
     "Interrupted",
     "OscillationControl",

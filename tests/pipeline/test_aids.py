@@ -68,6 +68,8 @@ def callbacks(*overrides: str) -> list[Any]:
 def test_callbacks_stand_where_they_are_asked_for() -> None:
     assert callbacks() == []
     (control,) = callbacks("qat.oscillation={damp: 0.1, freeze: 0.02, freeze_from: 0.04}")
+    _, average = callbacks("qat.oscillation={damp: 0.1}", "qat.ema={decay: 0.99}")
+    assert average.decay == 0.99
     assert (control.damp, control.freeze, control.freeze_from, control.momentum) == (0.1, 0.02, 0.04, 0.01)
 
 
@@ -75,6 +77,9 @@ def test_callbacks_stand_where_they_are_asked_for() -> None:
     ("overrides", "message"),
     [
         (["qat.oscillation={damp: 1}", "qat.epochs=0"], r"qat.oscillation has no effect without training"),
+        (["qat.ema={decay: 1}"], r"need 0 < ema.decay < 1, got 1"),
+        (["qat.ema=0.9"], r"qat.ema needs a mapping such as {decay: 0.999}, got 0.9"),
+        (["qat.ema={}", "qat.oscillation={freeze: 0.1}"], r"ema averages weights, and oscillation.freeze holds them"),
         (["qat.oscillation={}"], r"oscillation needs damp or freeze"),
         (["qat.oscillation={dampen: 1}"], r"unknown key of qat.oscillation 'dampen'. Did you mean damp"),
         (["qat.oscillation=damp"], r"qat.oscillation needs a mapping such as .*, got 'damp'"),
