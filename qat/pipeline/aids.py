@@ -54,6 +54,9 @@ def read_callbacks(cfg: DictConfig, recipe: QuantRecipe) -> list[pl.Callback]:
     Raises:
         ConfigError: a wrong value or key; nothing is trained; a recipe that it does not go with.
     """
+    for key in ("mixup", "warmup"):
+        if cfg.qat[key] and cfg.qat.epochs == 0:
+            raise ConfigError(_without_training(f"{key}={cfg.qat[key]}", f"{key}=0"))
     found: list[pl.Callback] = []
     if (control := _read(cfg, "oscillation", OscillationControl, "{damp: 0.01} or {freeze: 0.02}")) is not None:
         require_calm(recipe, freezes=control.freeze is not None, freeze_observers_at=cfg.qat.freeze_observers_at)
@@ -78,7 +81,7 @@ def _read(cfg: DictConfig, key: str, kind: Callable[..., T], example: str) -> T 
             raise ConfigError(unknown_name(f"key of qat.{key}", str(name), known))
     made = kind(**given)
     if cfg.qat.epochs == 0:
-        raise ConfigError(f"qat.{key} has no effect without training: give qat.epochs, or qat.{key}=null")
+        raise ConfigError(_without_training(key, f"{key}=null"))
     return made
 
 
@@ -89,3 +92,7 @@ def require_scales(cfg: DictConfig, recipe: QuantRecipe) -> None:
             f"qat.scale_lr={cfg.qat.scale_lr} has no effect: recipe {recipe.name} trains no ranges. Use one with LSQ "
             "or PACT, or leave it out"
         )
+
+
+def _without_training(given: str, instead: str) -> str:
+    return f"qat.{given} has no effect without training: give qat.epochs, or qat.{instead}"

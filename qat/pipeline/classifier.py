@@ -32,4 +32,6 @@ def build_classifier(
         distill=distill,
         teacher=teacher,
         scale_lr=settings.get("scale_lr"),
+        mixup=settings.get("mixup", 0.0),
+        warmup=settings.get("warmup", 0.0),
     )

@@ -1,7 +1,7 @@
 """A classifier for Lightning: any network from images to logits, with its optimizer and schedule.
 
 loss = cross entropy of logits [N, C] and labels [N]; in training also of auxiliary heads, weighted (outputs.py), and
-       with a teacher its share (distillation.py)
+       with a teacher its share (distillation.py); of blended images and labels with mixup (functional/mixup.py)
 Logged: train/loss, val/loss, val/top1; top-1 as a share in 0 .. 1.
 """
 
@@ -21,11 +21,13 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from qat.errors import ConfigError
+from qat.functional.mixup import draw_share, mixed
 from qat.placement import quantizers
 from qat.training.distillation import Distillation, require_teacher
 from qat.training.features import FeatureTeacher, watched
 from qat.training.finite import require_finite_loss
 from qat.training.outputs import Outputs
+from qat.training.warmup import with_warmup
 
 Batch = tuple[Tensor, Tensor]
 HORIZONS = ("total_steps", "T_max", "total_iters")  # how schedulers call the number of steps that they are planned for
@@ -46,6 +48,8 @@ class Classifier(pl.LightningModule):
         distill: share of the teacher in the training loss; None learns from the labels alone.
         teacher: the float model, for `distill`; no part of this module, so in no checkpoint.
         scale_lr: learning rate of trained ranges; None for the optimizer's.
+        mixup: the alpha of mixup; 0 trains on images as they are.
+        warmup: share of the steps in which the rate rises, before the schedule begins (warmup.py).
 
     Raises:
         ConfigError: a value out of range; distillation without a float teacher.
@@ -63,6 +67,8 @@ class Classifier(pl.LightningModule):
         distill: Distillation | None = None,
         teacher: nn.Module | None = None,
         scale_lr: float | None = None,
+        mixup: float = 0.0,
+        warmup: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -71,7 +77,12 @@ class Classifier(pl.LightningModule):
             raise ConfigError(f"need aux_weight >= 0, got {aux_weight}")
         if scale_lr is not None and not scale_lr >= 0:
             raise ConfigError(f"need scale_lr >= 0, got {scale_lr}; 0 keeps trained ranges as calibration set them")
-        self.scale_lr = scale_lr
+        if not 0 <= mixup < math.inf:
+            raise ConfigError(f"need mixup >= 0, got {mixup}; 0.2 is usual, 0 is none")
+        if not 0 <= warmup < 1:
+            raise ConfigError(f"need 0 <= warmup < 1, a share of the steps, got {warmup}; 0.05 is usual, 0 is none")
+        self.scale_lr, self.mixup, self.warmup = scale_lr, mixup, warmup
+        self.num_classes = num_classes
         self.model = model
         self.build_optimizer, self.build_scheduler = optimizer, scheduler
         self.label_smoothing, self.aux_weight = label_smoothing, aux_weight
@@ -89,6 +100,8 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; NaN and Inf end training here."""
         images, labels = batch
+        if self.mixup and self.training:  # calibration runs this step in evaluation mode
+            images, labels = mixed(images, labels, draw_share(self.mixup), self.num_classes)
         learns = self.distill is not None and self.distill.features and self.training  # not while it calibrates
         with watched(self.model, self.learn_features().paths if learns else ()) as seen:
             outputs = self._outputs(images)
@@ -137,16 +150,19 @@ class Classifier(pl.LightningModule):
                 `scale_lr`.
         """
         optimizer = self.build_optimizer(groups)
-        if self.build_scheduler is None:
+        horizon, planned = self._plan(steps)
+        if self.warmup:
+            scheduler = with_warmup(self.build_scheduler, optimizer, self.warmup, horizon, planned)
+        elif self.build_scheduler is not None:
+            scheduler = self.build_scheduler(optimizer, **({} if horizon is None else {horizon: planned}))
+        else:
             return optimizer, None, "epoch"
-        horizon = self._horizon(steps)
-        scheduler = self.build_scheduler(optimizer, **horizon)
         if self.scale_lr is not None and any("max_lr" in group for group in optimizer.param_groups):
             raise ConfigError(
                 f"{type(scheduler).__name__} sets one rate for all parameters, and scale_lr={self.scale_lr} another "
                 "for some; use torch.optim.lr_scheduler.CosineAnnealingLR, or leave scale_lr out"
             )
-        return optimizer, scheduler, "step" if horizon else "epoch"
+        return optimizer, scheduler, "step" if planned else "epoch"
 
     def _outputs(self, images: Tensor) -> Outputs:
         return Outputs.of(self.model(images), type(self.model).__name__)
@@ -172,20 +188,21 @@ class Classifier(pl.LightningModule):
         with torch.no_grad():
             return Outputs.of(teacher(images), type(teacher).__name__).logits, []
 
-    def _horizon(self, steps: float | None) -> dict[str, int]:
-        build = self.build_scheduler
-        takes = inspect.signature(build.func if isinstance(build, partial) else build).parameters  # type: ignore[arg-type]
+    def _plan(self, steps: float | None) -> tuple[str | None, int]:
+        """What the schedule calls the number of steps that it is planned for, and that number; None and 0 for none."""
+        build: Any = self.build_scheduler
+        takes = {} if build is None else inspect.signature(getattr(build, "func", build)).parameters
         name = next((n for n in HORIZONS if n in takes), None)
-        if name is None:
-            return {}
-        given = build.keywords.get(name) if isinstance(build, partial) else None
+        if name is None and not self.warmup:
+            return None, 0
+        given = build.keywords.get(name or "") if isinstance(build, partial) else None
         steps = given if given is not None else self.trainer.estimated_stepping_batches if steps is None else steps
         if not math.isfinite(steps) or steps < 1:
             raise ConfigError(
                 f"the schedule needs the number of steps, and the run has {steps}; set trainer.max_epochs or "
-                f"trainer.max_steps, or scheduler.{name}"
+                f"trainer.max_steps, or scheduler.{name or 'T_max'}"
             )
-        return {name: int(steps)}
+        return name, int(steps)
 
     def _evaluate(self, stage: str, top1: MulticlassAccuracy, batch: Batch) -> None:
         images, labels = batch

@@ -77,6 +77,8 @@ def test_callbacks_stand_where_they_are_asked_for() -> None:
     ("overrides", "message"),
     [
         (["qat.oscillation={damp: 1}", "qat.epochs=0"], r"qat.oscillation has no effect without training"),
+        (["qat.mixup=0.2", "qat.epochs=0"], r"qat.mixup=0.2 has no effect without training: give .* or qat.mixup=0"),
+        (["qat.warmup=0.1", "qat.epochs=0"], r"qat.warmup=0.1 has no effect without training"),
         (["qat.ema={decay: 1}"], r"need 0 < ema.decay < 1, got 1"),
         (["qat.ema=0.9"], r"qat.ema needs a mapping such as {decay: 0.999}, got 0.9"),
         (["qat.ema={}", "qat.oscillation={freeze: 0.1}"], r"ema averages weights, and oscillation.freeze holds them"),
