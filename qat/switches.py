@@ -11,12 +11,20 @@ from torch import nn
 from qat.errors import PlacementError
 from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.prepared import PreparedModel, batchnorms, quantizers
+from qat.quantizers import FakeQuantize
 
 
-def fake_quant(model: nn.Module, *, enabled: bool) -> None:
-    """Switch all fake-quant modules below `model` on or off; off, it computes exactly what the float model does."""
-    for quantizer in _quantizers(model):
-        quantizer.enabled = enabled
+def fake_quant(model: nn.Module, *, enabled: bool, activations: bool | None = None) -> None:
+    """Switch all fake-quant modules below `model` on or off; off, it computes exactly what the float model does.
+
+    Args:
+        model: a prepared model, or a module that holds some.
+        enabled: whether weights, and what flows between operators, are put on their grids.
+        activations: another answer for what flows between operators; None for the same.
+    """
+    for name, quantizer in _named_quantizers(model).items():
+        weight = name.rpartition(".")[2] == "weight_quantizer"
+        quantizer.enabled = enabled if weight or activations is None else activations
 
 
 def observers(model: nn.Module, *, enabled: bool, trained: bool = True) -> None:
@@ -68,8 +76,12 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
     return model
 
 
-def _quantizers(model: nn.Module) -> list:
-    found = list(quantizers(model).values())
+def _quantizers(model: nn.Module) -> list[FakeQuantize]:
+    return list(_named_quantizers(model).values())
+
+
+def _named_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
+    found = quantizers(model)
     if not found:
         raise PlacementError(f"no quantizer in {type(model).__name__}; call qat.prepare first")
     return found

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": GRIDS | {"functional", "observers", "quantizers"},
     # verbs
     "placement": WORDS | NUMERICS,
-    "switches": {"errors", "layers", "placement"},
+    "switches": {"errors", "layers", "placement", "quantizers"},
     "calibrate": {"errors", "functional", "inputs", "quantizers", "placement", "switches"},
     "compile": {"errors", "functional", "layers", "placement"},
     "convert": WORDS | NUMERICS | {"placement"},
@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": WORDS
     | NUMERICS
     | VERBS
-    | {"inputs", "artifact", "audit", "files", "export", "machine", "models", "runtime", "verify", "provenance"},
+    | {"inputs", "reestimate", "artifact", "audit", "files", "export", "machine", "models", "runtime", "verify", "provenance"},
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
     "runtime": GRIDS | {"artifact", "target"},

@@ -36,6 +36,20 @@ def test_fake_quant_off_is_the_float_model_and_on_is_not(prepared, small_net, im
     assert torch.equal(prepared(images), fake)
 
 
+def test_weights_alone(prepared, small_net, images):
+    qat.fake_quant(prepared, enabled=True, activations=False)
+    enabled = {name for name, q in qat.quantizers(prepared).items() if q.enabled}
+    assert enabled == {f"{name}.weight_quantizer" for name in ("stem", "depthwise", "point", "fc")}
+    with torch.no_grad():
+        for name in ("stem", "depthwise", "point", "fc"):
+            layer = prepared.get_submodule(name)
+            small_net.get_submodule(name).weight.copy_(layer.weight_quantizer(layer.weight))
+    # the float model with weights on their grid, but for biases, which are int32: half a step of 1e-5
+    torch.testing.assert_close(prepared.eval()(images), small_net(images), rtol=0, atol=1e-4)
+    qat.fake_quant(prepared, enabled=True)
+    assert all(q.enabled for q in qat.quantizers(prepared).values())
+
+
 def test_observers_move_ranges_in_training_mode_only(prepared, images):
     before = state(prepared)
     prepared.eval()(images * 10)

@@ -14,8 +14,10 @@ from qat.models import ModelSource
 from qat.recipe import QuantRecipe
 from qat.settings import plain, reading
 from qat.training.averaging import AveragedWeights, require_no_freezing
+from qat.training.classifier import require_aids
 from qat.training.distillation import Distillation
 from qat.training.oscillation import OscillationControl, require_calm
+from qat.training.reestimation import ReestimatedBatchNorm
 from qat.training.strategy import trains_ranges
 
 T = TypeVar("T")
@@ -54,9 +56,10 @@ def read_callbacks(cfg: DictConfig, recipe: QuantRecipe) -> list[pl.Callback]:
     Raises:
         ConfigError: a wrong value or key; nothing is trained; a recipe that it does not go with.
     """
-    for key in ("mixup", "warmup"):
+    for key in ("mixup", "warmup", "activations_from", "reestimate_bn"):
         if cfg.qat[key] and cfg.qat.epochs == 0:
             raise ConfigError(_without_training(f"{key}={cfg.qat[key]}", f"{key}=0"))
+    require_aids(mixup=cfg.qat.mixup, warmup=cfg.qat.warmup)
     found: list[pl.Callback] = []
     if (control := _read(cfg, "oscillation", OscillationControl, "{damp: 0.01} or {freeze: 0.02}")) is not None:
         require_calm(recipe, freezes=control.freeze is not None, freeze_observers_at=cfg.qat.freeze_observers_at)
@@ -65,6 +68,8 @@ def read_callbacks(cfg: DictConfig, recipe: QuantRecipe) -> list[pl.Callback]:
         if control is not None:
             require_no_freezing(control)
         found.append(average)
+    if cfg.qat.reestimate_bn != 0:  # under the weights that the others leave
+        found.append(ReestimatedBatchNorm(batches=cfg.qat.reestimate_bn))
     return found
 
 

@@ -35,6 +35,7 @@ def build_callback(cfg: DictConfig, recipe: qat.QuantRecipe, target: qat.Target)
         calibration_batches=cfg.qat.calibration_batches,
         freeze_observers_at=cfg.qat.freeze_observers_at,
         freeze_bn_at=cfg.qat.freeze_bn_at,
+        activations_from=cfg.qat.activations_from,
         compile=cfg.qat.compile,
         placement=cfg.placement,
         leaf_modules=classes(cfg, "leaf_modules"),

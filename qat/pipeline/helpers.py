@@ -4,7 +4,6 @@ equalize          weights of consecutive layers share their range          qat.e
 keep_zeros        what pruning has set to zero stays zero                  qat.keep_zeros
 adaround          each weight learns whether to round up or down           qat.adaround
 correct_biases    the mean error of rounding goes out of the biases        qat.correct_biases
-reestimate_bn     BatchNorm's statistics under the deployed weights        qat.reestimate_bn, after training
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from qat.keep_zeros import keep_zeros
 from qat.pipeline.wanted import read_recipe
 from qat.placement.prepared import PreparedModel
 from qat.quantizers import DoReFa
-from qat.reestimate import reestimate_batchnorm
 from qat.settings import plain, reading
 
 log = logging.getLogger(__name__)
@@ -69,7 +67,6 @@ class Helpers:
     keep_zeros: bool = False
     rounding: Rounding | None = None
     correct_biases: bool = False
-    reestimate_bn: int = 0
 
     def before(self, model: nn.Module, example: Tensor) -> nn.Module:
         """The float model to prepare."""
@@ -105,13 +102,6 @@ class Helpers:
             chosen = follow(islice(iter(batches), count), "correcting biases", count)
             correct_biases(prepared, chosen, max_batches=count)
 
-    def trained(self, prepared: PreparedModel, batches: Iterable[Batch], follow: Follow = _as_they_are) -> None:
-        """Work on a trained model, in place; `batches` of training images; `follow` as in `calibrated`."""
-        if self.reestimate_bn:
-            chosen = follow(islice(iter(batches), self.reestimate_bn), "BatchNorm statistics", self.reestimate_bn)
-            seen = reestimate_batchnorm(prepared, chosen, max_batches=self.reestimate_bn)
-            log.info("BatchNorm statistics from %d batches", seen)
-
 
 def first(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
     """The first so many images, in batches."""
@@ -127,19 +117,11 @@ def read_helpers(cfg: DictConfig) -> Helpers:
     """The helpers that `qat` asks for.
 
     Raises:
-        ConfigError: a wrong value or key; statistics to measure after a training that there is none of; what needs a
-            graph, without one.
+        ConfigError: a wrong value or key; what needs a graph, without one.
     """
     for key in ("equalize", "keep_zeros", "correct_biases"):
         if not isinstance(cfg.qat[key], bool):
             raise ConfigError(f"need qat.{key}=true or false, got {cfg.qat[key]!r}")
-    count = cfg.qat.reestimate_bn
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ConfigError(f"need qat.reestimate_bn >= 0, a number of batches, got {count!r}; 50 is usual, 0 leaves it")
-    if count and cfg.qat.epochs == 0:
-        raise ConfigError(
-            f"qat.reestimate_bn={count} has no effect without training: give qat.epochs, or qat.reestimate_bn=0"
-        )
     given, rounding = plain(cfg, "qat.adaround"), None
     if given is not None:
         if not isinstance(given, Mapping):
@@ -167,5 +149,4 @@ def read_helpers(cfg: DictConfig) -> Helpers:
         keep_zeros=cfg.qat.keep_zeros,
         rounding=rounding,
         correct_biases=cfg.qat.correct_biases,
-        reestimate_bn=count,
     )

@@ -120,7 +120,6 @@ def static(cfg: DictConfig) -> dict[str, Any]:
                 load_prepared(prepared, checkpoint)
             with clock("qat"):
                 fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=checkpoint)
-                helpers.trained(prepared, data.train_dataloader(), partial(follow, cfg))
                 top1["qat"] = measure_top1(cfg, module, data)
             log.info("QAT top-1 %.2f %%", top1["qat"])
         else:

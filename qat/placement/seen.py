@@ -47,10 +47,14 @@ class SeenWeight:
         """Of the quantizer, without gradient; broadcasts against the weight."""
         return broadcast(self.quantizer.scale.detach(), self.layer.weight, self.quantizer.spec.axis)
 
+    def seen(self) -> Tensor:
+        """What the quantizer gets, without gradient; zero where the weight is pruned."""
+        return self.layer.kept_weight().detach() * self.factor()
+
     @torch.no_grad()
     def integers(self) -> Tensor:
         """What a runtime stores for it, int8, shaped like the weight."""
-        return self.quantizer.integers(self.layer.weight.detach() * self.factor())
+        return self.quantizer.integers(self.seen())
 
 
 def seen_weights(prepared: PreparedModel) -> dict[str, SeenWeight]:

@@ -4,7 +4,8 @@ networks, calls, batches   where a stranger's project keeps its network, what it
 schedule                   progress -> phase, pure
 preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
 delivery                   and when fit has ended
-oscillation, averaging     aids that stand beside the callback
+oscillation, averaging,    aids that stand beside the callback
+reestimation
 stopping, position         Ctrl-C and SIGTERM: where training stands, and how it goes on there
 strategy, processes        several processes: what DDP must know, and how they begin, decide and end alike
 """
@@ -18,6 +19,7 @@ from qat.training.classifier import Classifier
 from qat.training.distillation import Distillation
 from qat.training.interruption import Interrupted, held, interruptible, run_to_resume
 from qat.training.oscillation import OscillationControl
+from qat.training.reestimation import ReestimatedBatchNorm
 from qat.training.reseed import SeedEveryEpoch
 from qat.training.schedule import Phase, Schedule
 from qat.training.stopping import SafeStop
@@ -33,6 +35,7 @@ __all__ = [
     "OscillationControl",
     "Phase",
     "QuantizationAwareTraining",
+    "ReestimatedBatchNorm",
     "SafeStop",
     "Schedule",
     "SeedEveryEpoch",

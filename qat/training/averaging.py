@@ -20,9 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from qat.errors import ConfigError
 from qat.functional.averaging import blend_, share_kept
-from qat.placement import PreparedModel
 from qat.placement.seen import seen_weights
 from qat.training.oscillation import OscillationControl
+from qat.training.own import prepared_networks
 from qat.training.processes import alike
 
 
@@ -45,6 +45,7 @@ class AveragedWeights(WeightAveraging):
             blend_(averaged, current, share_kept(int(averages), decay))
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
+        self._delivered = False  # whether the module holds the average by now
 
     @property
     def average(self) -> nn.Module:
@@ -59,10 +60,11 @@ class AveragedWeights(WeightAveraging):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, OscillationControl):
                 require_no_freezing(callback)
-        self._latest_update_step = 0  # as after an earlier fit
+        self._latest_update_step, self._delivered = 0, False  # as after an earlier fit
         super().setup(trainer, pl_module, stage)
-        self.average.__dict__.pop("teacher", None)  # of a Classifier, and copied with it
-        if not any(isinstance(m, PreparedModel) for m in self.average.modules()):
+        for name in ("teacher", "features"):  # of a Classifier, and copied with it
+            self.average.__dict__.pop(name, None)
+        if not prepared_networks(self.average):
             raise ConfigError(
                 f"{type(pl_module).__name__} has no prepared network to average; AveragedWeights stands behind "
                 "QuantizationAwareTraining in callbacks"
@@ -106,6 +108,12 @@ class AveragedWeights(WeightAveraging):
         self._settle(pl_module)
         super().on_train_end(trainer, pl_module)
         alike([pl_module])
+        self._delivered = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where a checkpoint had nothing left to train."""
+        if not self._delivered:
+            self.on_train_end(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the average; the module has it."""
@@ -118,12 +126,12 @@ class AveragedWeights(WeightAveraging):
         average: AveragedModel | None = self._average_model
         if average is None:
             return
-        for name, network in _networks(average.module).items():
-            current = seen_weights(_networks(pl_module)[name])
+        for name, network in prepared_networks(average.module).items():
+            current = seen_weights(prepared_networks(pl_module)[name])
             for layer, weight in seen_weights(network).items():
                 if current[layer].quantizer.observing and not weight.quantizer.trained:
                     weight.quantizer.reset()
-                    weight.quantizer.observe(weight.layer.weight * weight.factor())
+                    weight.quantizer.observe(weight.seen())
 
 
 def require_no_freezing(control: OscillationControl) -> None:
@@ -133,10 +141,6 @@ def require_no_freezing(control: OscillationControl) -> None:
             "ema averages weights, and oscillation.freeze holds them on an integer that the average then leaves; give "
             "oscillation.damp instead, or leave one of them out"
         )
-
-
-def _networks(module: nn.Module) -> dict[str, PreparedModel]:
-    return {name: m for name, m in module.named_modules() if isinstance(m, PreparedModel)}
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

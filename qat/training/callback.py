@@ -25,7 +25,7 @@ from qat.errors import ConfigError, unknown_name
 from qat.placement import PLACEMENTS, PreparedModel, quantizers
 from qat.provenance import FLOAT, KEY, provenance
 from qat.recipe import QuantRecipe, numerics
-from qat.switches import freeze_batchnorm, observers
+from qat.switches import fake_quant, freeze_batchnorm, observers
 from qat.target import Target
 from qat.training.batches import calibration_loader, looking_ahead
 from qat.training.calls import Call, Step, call_step
@@ -38,7 +38,7 @@ from qat.training.restorable import require_restorable
 from qat.training.resumption import look_before_loading, stop_looking
 from qat.training.schedule import Phase, Schedule, progress
 from qat.training.stopping import stop_safely
-from qat.training.strategy import adapt, require_float_scales, require_own_script, require_replicas, trains_ranges
+from qat.training.strategy import adapt, look_for_unused, require_float_scales, require_own_script, require_replicas, trains_ranges
 from qat.verify import ParityReport
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class QuantizationAwareTraining(pl.Callback):
         target: name of a target (`conf/target`), its mapping, or a `Target`.
         freeze_observers_at: share of training after which observed ranges are frozen; trained ones train to the end.
         freeze_bn_at: share of training after which BatchNorm statistics are frozen too.
+        activations_from: share of training after which activations are quantized, and not the weights alone.
         calibration_batches: batches that set the ranges before training.
         modules: attributes of the LightningModule that hold the networks, or `forward` for what its own forward
             computes, with layers that lie directly on it; None finds it.
@@ -87,6 +88,7 @@ class QuantizationAwareTraining(pl.Callback):
         target: str | Mapping[str, Any] | Target = "onnxruntime",
         freeze_observers_at: float = Schedule.freeze_observers_at,
         freeze_bn_at: float = Schedule.freeze_bn_at,
+        activations_from: float = Schedule.activations_from,
         calibration_batches: int = 8,
         modules: str | Sequence[str] | None = None,
         exclude: Sequence[str] = (),
@@ -100,7 +102,9 @@ class QuantizationAwareTraining(pl.Callback):
             raise ConfigError(unknown_name("value of compile", str(compile), map(str, COMPILE)))
         self.recipe, self.target = QuantRecipe.parse(recipe), Target.parse(target)
         numerics(self.recipe, self.target)
-        self.schedule = Schedule(freeze_observers_at=freeze_observers_at, freeze_bn_at=freeze_bn_at)
+        self.schedule = Schedule(
+            freeze_observers_at=freeze_observers_at, freeze_bn_at=freeze_bn_at, activations_from=activations_from
+        )
         if calibration_batches < 1:
             raise ConfigError(f"need calibration_batches >= 1, got {calibration_batches}: ranges start from data")
         self.calibration_batches = calibration_batches
@@ -185,6 +189,8 @@ class QuantizationAwareTraining(pl.Callback):
         require_replicas(trainer.strategy)
         require_float_scales(str(trainer.precision))
         adapt(trainer.strategy)
+        if self.schedule.activations_from > 0:
+            look_for_unused(trainer.strategy, self.recipe)
         if not prepared_networks(pl_module):
             require_own_script(trainer.strategy)
         if self.delivery is not None:
@@ -205,6 +211,11 @@ class QuantizationAwareTraining(pl.Callback):
             if self.compile == "regional":
                 compile_regions(network)
         if trainer.max_epochs == -1 and trainer.max_steps == -1:
+            if self.schedule.activations_from > 0:
+                raise ConfigError(
+                    f"activations_from={self.schedule.activations_from} is a share of training, and this one has no "
+                    "end; set max_epochs or max_steps, or activations_from=0"
+                )
             logger.warning("neither max_epochs nor max_steps is set, so ranges never freeze; set one of them")
         if any(q.calibrated for network in prepared.values() for q in quantizers(network).values()):
             return
@@ -217,16 +228,16 @@ class QuantizationAwareTraining(pl.Callback):
     ) -> None:
         """Apply the phase; it is a function of progress alone, so a resumed run needs nothing else."""
         self._batch = (batch, batch_idx)
-        phase = self.schedule.phase(
-            progress(
-                epoch=trainer.current_epoch,
-                batch=batch_idx,
-                batches=trainer.num_training_batches,
-                max_epochs=trainer.max_epochs,
-                step=trainer.global_step,
-                max_steps=trainer.max_steps,
-            )
+        done = progress(
+            epoch=trainer.current_epoch,
+            batch=batch_idx,
+            batches=trainer.num_training_batches,
+            max_epochs=trainer.max_epochs,
+            step=trainer.global_step,
+            max_steps=trainer.max_steps,
         )
+        phase, activations = self.schedule.phase(done), self.schedule.quantizes_activations(done)
+        self._quantize_activations(pl_module, activations)
         for network in self.prepared(pl_module).values():
             observers(network, enabled=phase.ranges_move, trained=False)
             freeze_batchnorm(network, frozen=not phase.batchnorm_moves)
@@ -234,6 +245,10 @@ class QuantizationAwareTraining(pl.Callback):
             go_on = "" if phase.ranges_move or not trains_ranges(self.recipe) else "; trained ranges go on"
             logger.info("epoch %d, batch %d: %s%s", trainer.current_epoch, batch_idx, phase, go_on)
             self._phase = phase
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure what would be deployed: with activations on their grids, whether or not they train on them yet."""
+        self._quantize_activations(pl_module, True)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """End on NaN or Inf before it reaches the weights."""
@@ -258,7 +273,8 @@ class QuantizationAwareTraining(pl.Callback):
         self._batch = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End with the same BatchNorm statistics in every process."""
+        """End with activations on their grids, and the same BatchNorm statistics in every process."""
+        self._quantize_activations(pl_module, True)
         alike(self.prepared(pl_module).values())
 
     def on_save_checkpoint(
@@ -281,7 +297,8 @@ class QuantizationAwareTraining(pl.Callback):
         stop_looking(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the module's own hooks, wherever fit ended."""
+        """Leave the module's own hooks, and its quantizers on, wherever fit ended."""
+        self._quantize_activations(pl_module, True)
         stop_looking(pl_module)
         stop_waiting(pl_module)
 
@@ -298,3 +315,9 @@ class QuantizationAwareTraining(pl.Callback):
         ((name, network),) = self.prepared(pl_module).items()
         sha256 = self.preparation.fingerprints.get(name)
         self.artifact, self.report = by_first(lambda: delivery.deliver(trainer, pl_module, name, network, sha256))
+
+    def _quantize_activations(self, pl_module: pl.LightningModule, activations: bool) -> None:
+        """Only where the schedule holds them back: whoever switches quantizers by hand keeps the last word."""
+        if self.schedule.activations_from > 0:
+            for network in prepared_networks(pl_module).values():
+                fake_quant(network, enabled=True, activations=activations)

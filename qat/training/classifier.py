@@ -77,10 +77,7 @@ class Classifier(pl.LightningModule):
             raise ConfigError(f"need aux_weight >= 0, got {aux_weight}")
         if scale_lr is not None and not scale_lr >= 0:
             raise ConfigError(f"need scale_lr >= 0, got {scale_lr}; 0 keeps trained ranges as calibration set them")
-        if not 0 <= mixup < math.inf:
-            raise ConfigError(f"need mixup >= 0, got {mixup}; 0.2 is usual, 0 is none")
-        if not 0 <= warmup < 1:
-            raise ConfigError(f"need 0 <= warmup < 1, a share of the steps, got {warmup}; 0.05 is usual, 0 is none")
+        require_aids(mixup=mixup, warmup=warmup)
         self.scale_lr, self.mixup, self.warmup = scale_lr, mixup, warmup
         self.num_classes = num_classes
         self.model = model
@@ -210,6 +207,14 @@ class Classifier(pl.LightningModule):
         top1.update(logits, labels)
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True)
         self.log(f"{stage}/top1", top1, prog_bar=True)
+
+
+def require_aids(*, mixup: float, warmup: float) -> None:
+    """Raise `ConfigError` for values out of range."""
+    if not 0 <= mixup < math.inf:
+        raise ConfigError(f"need mixup >= 0, got {mixup}; 0.2 is usual, 0 is none")
+    if not 0 <= warmup < 1:
+        raise ConfigError(f"need 0 <= warmup < 1, a share of the steps, got {warmup}; 0.05 is usual, 0 is none")
 
 
 def parameter_groups(model: nn.Module, *, scale_lr: float | None = None) -> list[dict[str, Any]]:

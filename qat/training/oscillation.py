@@ -26,11 +26,11 @@ from torch.optim import Optimizer
 from qat.errors import ConfigError
 from qat.functional.across import several
 from qat.functional.oscillation import Oscillation, annealed, damping_loss, follow, freeze_
-from qat.placement import PreparedModel
 from qat.placement.seen import SeenWeight, seen_weights
 from qat.quantizers import DoReFa
 from qat.quantizers.trained import TrainedFakeQuantize
 from qat.recipe import QuantRecipe
+from qat.training.own import prepared_networks
 
 logger = logging.getLogger(__name__)
 
@@ -209,8 +209,7 @@ def _weights(pl_module: pl.LightningModule) -> dict[str, SeenWeight]:
     """The weights of all prepared networks, by network and layer."""
     found = {
         f"{network}.{name}": weight
-        for network, module in pl_module.named_modules()
-        if isinstance(module, PreparedModel)
+        for network, module in prepared_networks(pl_module).items()
         for name, weight in seen_weights(module).items()
     }
     if not found:

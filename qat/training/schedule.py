@@ -4,7 +4,8 @@ progress  0 ........... freeze_observers_at ........... freeze_bn_at ...........
 phase        learn ranges       |        ranges frozen       |  ranges and BatchNorm statistics frozen
 
 Progress is the share of training that is done *before* the batch it is asked for: k / n at batch k = 0 .. n - 1 of n.
-So 0 freezes from the first batch on, and 1 never does.
+So 0 freezes from the first batch on, and 1 never does. Activations may join later than weights: until then they stay in
+float, and ranges learn them.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ class Schedule:
         freeze_observers_at: observed ranges are frozen from here on; 1 never freezes them. Trained ranges (LSQ, PACT)
             are the optimizer's, from the first step to the last.
         freeze_bn_at: BatchNorm normalises by its running statistics from here on, as it will when deployed.
+        activations_from: activations are quantized from here on, weights throughout.
 
     Raises:
-        ConfigError: unless 0 <= freeze_observers_at <= freeze_bn_at <= 1.
+        ConfigError: unless 0 <= freeze_observers_at <= freeze_bn_at <= 1, and activations join before training ends,
+            and before their ranges are frozen.
     """
 
     freeze_observers_at: float = 0.5
     freeze_bn_at: float = 0.75
+    activations_from: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse shares out of order."""
@@ -56,6 +60,12 @@ class Schedule:
             raise ConfigError(
                 "need 0 <= freeze_observers_at <= freeze_bn_at <= 1, "
                 f"got {self.freeze_observers_at} and {self.freeze_bn_at}"
+            )
+        if not 0 <= self.activations_from < 1 or self.activations_from > self.freeze_observers_at:
+            raise ConfigError(
+                "need 0 <= activations_from <= freeze_observers_at, and activations_from < 1, "
+                f"got {self.activations_from} and {self.freeze_observers_at}: activations train on their grid before "
+                "it is frozen"
             )
 
     def phase(self, progress: float) -> Phase:
@@ -66,6 +76,10 @@ class Schedule:
         if progress >= self.freeze_observers_at:
             return Phase.RANGES_FROZEN
         return Phase.LEARN_RANGES
+
+    def quantizes_activations(self, progress: float) -> bool:
+        """Whether activations are quantized in the batch before which `progress` of training is done."""
+        return progress >= self.activations_from  # at, as above
 
 
 def progress(

@@ -2,7 +2,8 @@
 
 DDP               each process has the whole network: ranges are exchanged (functional/across.py), gradients averaged
 sync_batchnorm    Lightning's plugin would take the quantizers behind BatchNorms away; ours leaves them
-trained ranges    train to the end, so that every parameter has a gradient at every step, as DDP expects
+trained ranges    train to the end, so that every parameter has a gradient at every step, as DDP expects; where
+                  activations are quantized later it is told to look for those without
 FSDP, DeepSpeed   refused: a process sees a slice of a weight, and its range needs all of it
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import inspect
 
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
-from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
@@ -21,6 +22,7 @@ from qat.recipe import QuantRecipe
 from qat.switches import sync_batchnorm
 
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+UNUSED = "find_unused_parameters"
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
@@ -71,6 +73,22 @@ def adapt(strategy: Strategy) -> None:
     # no public name for it; it is what the Trainer was given
     if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
         strategy._layer_sync = SyncedBatchNorm()  # type: ignore[attr-defined]
+
+
+def look_for_unused(strategy: Strategy, recipe: QuantRecipe) -> None:
+    """Tell DDP that ranges of activations may be no part of the loss, where they are trained.
+
+    Raises:
+        ConfigError: `find_unused_parameters=False`.
+    """
+    if not isinstance(strategy, DDPStrategy) or not trains_ranges(recipe):
+        return
+    if not strategy._ddp_kwargs.setdefault(UNUSED, True):
+        raise ConfigError(
+            f"{UNUSED}=False, and recipe {recipe.name} trains ranges that are no part of the loss at first, with "
+            'activations_from: DDP would wait for their gradient. Use strategy="ddp_find_unused_parameters_true", or '
+            "activations_from=0"
+        )
 
 
 def trains_ranges(recipe: QuantRecipe) -> bool:

@@ -17,7 +17,8 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 from qat.errors import ConfigError
-from qat.training.strategy import adapt, require_own_script, require_replicating
+from qat.recipe import QuantRecipe
+from qat.training.strategy import adapt, look_for_unused, require_own_script, require_replicating
 
 PROJECT = Path(__file__).with_name("project.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -69,6 +70,16 @@ def test_processes_that_keep_what_they_prepare_are_refused():
     assert isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
     with pytest.raises(ConfigError, match=r'started by spawn keep the prepared network .* strategy="ddp"'):
         require_own_script(trainer.strategy)
+
+
+def test_ddp_is_told_to_look_for_ranges_that_join_later():
+    lsq, observed = (QuantRecipe.parse(name) for name in ("w4a4_lsq", "w8a8"))
+    for recipe, wanted in ((lsq, {"find_unused_parameters": True}), (observed, {})):
+        strategy = DDPStrategy()
+        look_for_unused(strategy, recipe)
+        assert strategy._ddp_kwargs == wanted
+    with pytest.raises(ConfigError, match="recipe w4a4_lsq trains ranges that are no part of the loss at first"):
+        look_for_unused(DDPStrategy(find_unused_parameters=False), lsq)
 
 
 def test_lightnings_switch_for_batchnorm_leaves_quantizers_where_they_are():

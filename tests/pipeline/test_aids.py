@@ -68,8 +68,9 @@ def callbacks(*overrides: str) -> list[Any]:
 def test_callbacks_stand_where_they_are_asked_for() -> None:
     assert callbacks() == []
     (control,) = callbacks("qat.oscillation={damp: 0.1, freeze: 0.02, freeze_from: 0.04}")
-    _, average = callbacks("qat.oscillation={damp: 0.1}", "qat.ema={decay: 0.99}")
+    _, average, last = callbacks("qat.oscillation={damp: 0.1}", "qat.ema={decay: 0.99}", "qat.reestimate_bn=7")
     assert average.decay == 0.99
+    assert last.batches == 7
     assert (control.damp, control.freeze, control.freeze_from, control.momentum) == (0.1, 0.02, 0.04, 0.01)
 
 
@@ -78,6 +79,12 @@ def test_callbacks_stand_where_they_are_asked_for() -> None:
     [
         (["qat.oscillation={damp: 1}", "qat.epochs=0"], r"qat.oscillation has no effect without training"),
         (["qat.mixup=0.2", "qat.epochs=0"], r"qat.mixup=0.2 has no effect without training: give .* or qat.mixup=0"),
+        (["qat.mixup=-1"], r"need mixup >= 0, got -1"),
+        (["qat.warmup=1"], r"need 0 <= warmup < 1, a share of the steps, got 1"),
+        (["qat.warmup=soon"], r"qat: .* See conf/qat for the values it takes"),
+        (["qat.reestimate_bn=-1"], r"need reestimate_bn >= 1, a number of batches, got -1"),
+        (["qat.reestimate_bn=5", "qat.epochs=0"], r"qat.reestimate_bn=5 has no effect without training"),
+        (["qat.activations_from=0.1", "qat.epochs=0"], r"qat.activations_from=0.1 has no effect without training"),
         (["qat.warmup=0.1", "qat.epochs=0"], r"qat.warmup=0.1 has no effect without training"),
         (["qat.ema={decay: 1}"], r"need 0 < ema.decay < 1, got 1"),
         (["qat.ema=0.9"], r"qat.ema needs a mapping such as {decay: 0.999}, got 0.9"),

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -46,6 +46,23 @@ class History(pl.Callback):
     def on_validation_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int, *_: Any) -> None:
         if index == 0 and not trainer.sanity_checking:
             self.validated.append({k: v.clone() for k, v in module.state_dict().items()})
+
+
+class Direct(pl.LightningModule):
+    """Its own forward is the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return SGD(self.parameters(), lr=0.5)
 
 
 def classifier(tiny_net: Any, seed: int = 0, **more: Any) -> Classifier:
@@ -125,6 +142,22 @@ def test_resumed_equals_uninterrupted(
         assert [k for k in one if not torch.equal(one[k], other[k])] == []
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.parametrize("after_training", [True, False])
+def test_a_checkpoint_with_nothing_left_to_train_is_the_average_too(
+    trainer: Trainers, tiny_net: Any, loader: Loader, tmp_path: Path, after_training: bool
+) -> None:
+    def run(ckpt: Path | None) -> dict[str, Tensor]:
+        kept = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=after_training)
+        module = classifier(tiny_net, seed=0 if ckpt is None else 1)
+        callbacks = [QuantizationAwareTraining(), SeedEveryEpoch(0), AveragedWeights(decay=0.8), kept]
+        trainer(*callbacks, max_epochs=2, enable_checkpointing=True).fit(module, loader, loader, ckpt_path=ckpt)
+        return {k: v.clone() for k, v in module.state_dict().items()}
+
+    whole, again = run(None), run(tmp_path / "last.ckpt")
+    assert [k for k in whole if not torch.equal(whole[k], again[k])] == []
+
+
 @pytest.mark.runtime
 def test_checkpoint_module_and_file_are_one_model(
     trainer: Trainers, tiny_net: Any, loader: Loader, tmp_path: Path
@@ -186,3 +219,13 @@ def test_it_goes_with_damping(trainer: Trainers, tiny_net: Any, loader: Loader) 
     callbacks = [QuantizationAwareTraining(recipe="w4a4_lsq"), AveragedWeights(), OscillationControl(damp=0.1)]
     trainer(*callbacks).fit(module, loader, loader)
     assert all(q.calibrated for q in qat.quantizers(module.model).values())  # type: ignore[arg-type]
+
+
+def test_layers_that_lie_directly_on_the_module(trainer: Trainers, loader: Loader) -> None:
+    history, module = History(), Direct()
+    callback = QuantizationAwareTraining(recipe="w8a8", freeze_observers_at=1, freeze_bn_at=1)
+    trainer(callback, AveragedWeights(decay=0.9), history, max_epochs=2).fit(module, loader)
+    state = module.state_dict()
+    torch.testing.assert_close(state["conv.weight"], averages(history.steps, "conv.weight", 0.9), rtol=1e-4, atol=1e-6)
+    scale = module.conv.weight.abs().amax((1, 2, 3)) / 63  # onnxruntime's 7 bits
+    torch.testing.assert_close(state["conv.weight_quantizer.scale"], scale)

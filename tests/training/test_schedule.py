@@ -40,6 +40,30 @@ def test_shares_out_of_order_are_refused(observers: float, norms: float) -> None
 
 
 @pytest.mark.parametrize(
+    ("start", "batches", "expected"),
+    [
+        (0.0, 2, [True, True]),
+        (0.25, 4, [False, True, True, True]),  # at, not after
+        (0.3, 4, [False, False, True, True]),
+        (0.6, 5, [False, False, False, True, True]),  # 3/5 is the very number 0.6
+    ],
+)
+def test_batches_that_quantize_activations(start: float, batches: int, expected: list[bool]) -> None:
+    schedule = Schedule(activations_from=start, freeze_observers_at=1, freeze_bn_at=1)
+    shares = [progress(epoch=0, batch=k, batches=batches, max_epochs=1) for k in range(batches)]
+    assert [schedule.quantizes_activations(share) for share in shares] == expected
+
+
+@pytest.mark.parametrize(("start", "observers"), [(0.6, 0.5), (-0.1, 0.5), (1.0, 1.0), (float("nan"), 0.5)])
+def test_activations_join_before_ranges_are_frozen(start: float, observers: float) -> None:
+    message = (
+        f"need 0 <= activations_from <= freeze_observers_at, and activations_from < 1, got {start} and {observers}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Schedule(activations_from=start, freeze_observers_at=observers, freeze_bn_at=1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ({"epoch": 0, "batch": 0, "batches": 10, "max_epochs": 5}, 0.0),
