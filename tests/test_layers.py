@@ -60,7 +60,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": WORDS
     | NUMERICS
     | VERBS
-    | {"inputs", "reestimate", "artifact", "audit", "files", "export", "machine", "models", "runtime", "verify", "provenance"},
+    | {
+        "inputs",
+        "reestimate",
+        "artifact",
+        "audit",
+        "files",
+        "export",
+        "machine",
+        "models",
+        "runtime",
+        "verify",
+        "provenance",
+    },
     # rooms that hang off the bottom and meet the rest in the pipeline
     "machine": set(),
     "runtime": GRIDS | {"artifact", "target"},

@@ -38,7 +38,14 @@ from qat.training.restorable import require_restorable
 from qat.training.resumption import look_before_loading, stop_looking
 from qat.training.schedule import Phase, Schedule, progress
 from qat.training.stopping import stop_safely
-from qat.training.strategy import adapt, look_for_unused, require_float_scales, require_own_script, require_replicas, trains_ranges
+from qat.training.strategy import (
+    adapt,
+    look_for_unused,
+    require_float_scales,
+    require_own_script,
+    require_replicas,
+    trains_ranges,
+)
 from qat.verify import ParityReport
 
 logger = logging.getLogger(__name__)
