@@ -106,14 +106,17 @@ class AveragedWeights(WeightAveraging):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average in the module, the same in every process."""
         self._settle(pl_module)
+        self._deliver(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where a checkpoint had nothing left to train; its ranges are settled already."""
+        if not self._delivered:
+            self._deliver(trainer, pl_module)
+
+    def _deliver(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         alike([pl_module])
         self._delivered = True
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same where a checkpoint had nothing left to train."""
-        if not self._delivered:
-            self.on_train_end(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the average; the module has it."""

@@ -27,6 +27,7 @@ from qat.training import (
     QuantizationAwareTraining,
     SeedEveryEpoch,
 )
+from qat.training.saved import join
 
 Trainers = Callable[..., pl.Trainer]
 Loader = DataLoader[Any]
@@ -168,7 +169,9 @@ def test_checkpoint_module_and_file_are_one_model(
     trainer(callback, AveragedWeights(decay=0.9), kept, max_epochs=2, enable_checkpointing=True).fit(
         module, loader, loader
     )
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    join(content)
+    saved = content["state_dict"]
     assert [k for k, v in module.state_dict().items() if not torch.equal(v, saved[k])] == []
     assert callback.report is not None
     assert callback.report.stages[-1].agreement == 100.0

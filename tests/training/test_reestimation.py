@@ -26,6 +26,7 @@ from qat.training import (
     SeedEveryEpoch,
 )
 from qat.training.reestimation import statistics
+from qat.training.saved import join
 
 Trainers = Callable[..., pl.Trainer]
 Loader = DataLoader[Any]
@@ -40,9 +41,12 @@ def fit(
     kept = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_last=True)
     callbacks = [QuantizationAwareTraining(recipe="w4a8"), SeedEveryEpoch(0), *more, kept]
     trainer(*callbacks, max_epochs=2, enable_checkpointing=True, plugins=[CarefulCheckpointIO()]).fit(
-        module, loader, loader, ckpt_path=ckpt
+        module, loader, DataLoader(loader.dataset, batch_size=8), ckpt_path=ckpt
     )
-    return module, {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))}
+    contents = {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))}
+    for content in contents.values():
+        join(content)
+    return module, contents
 
 
 def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
