@@ -43,7 +43,15 @@ from qat.training.trial import require_exportable
 from qat.verify import ParityReport
 
 log = logging.getLogger(__name__)
-OF_TRAINING = {"distill": None, "oscillation": None, "reestimate_bn": 0}  # refused where nothing is trained
+OF_TRAINING = {  # refused where nothing is trained
+    "distill": None,
+    "ema": None,
+    "oscillation": None,
+    "mixup": 0.0,
+    "warmup": 0.0,
+    "activations_from": 0.0,
+    "reestimate_bn": 0,
+}
 
 
 def ptq(cfg: DictConfig) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class AveragedWeights(WeightAveraging):
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self._delivered = False  # whether the module holds the average by now
+        self._swapped = False  # whether it does for a validation, and the average holds its weights
 
     @property
     def average(self) -> nn.Module:
@@ -60,7 +61,7 @@ class AveragedWeights(WeightAveraging):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, OscillationControl):
                 require_no_freezing(callback)
-        self._latest_update_step, self._delivered = 0, False  # as after an earlier fit
+        self._latest_update_step, self._delivered, self._swapped = 0, False, False  # as after an earlier fit
         super().setup(trainer, pl_module, stage)
         for name in ("teacher", "features"):  # of a Classifier, and copied with it
             self.average.__dict__.pop(name, None)
@@ -93,15 +94,26 @@ class AveragedWeights(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average."""
-        self._settle(pl_module)
+        if self._average_model is not None:
+            self._settle(pl_module)
+            self._swapped = True
         super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train on with the current weights."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._swapped = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the average as the module's state, and beside it what training goes on from."""
-        self._settle(pl_module)
+        if not self._swapped:
+            self._settle(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:  # stopped in a validation
+            now = checkpoint["current_model_state"]
+            checkpoint["current_model_state"], checkpoint["state_dict"] = checkpoint["state_dict"], now
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average in the module, the same in every process."""

@@ -199,6 +199,29 @@ def test_a_second_fit_begins_a_new_average(trainer: Trainers, tiny_net: Any, loa
     assert validated == trainer().validate(module, loader, verbose=False)
 
 
+def test_a_checkpoint_from_within_a_validation_is_the_same_as_from_behind_it(
+    trainer: Trainers, tiny_net: Any, loader: Loader, tmp_path: Path
+) -> None:
+    """A run that is stopped there saves while the module holds the average."""
+
+    class Save(pl.Callback):
+        def save(self, trainer: pl.Trainer, name: str) -> None:
+            if not trainer.sanity_checking and trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
+
+        def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.save(trainer, "within")
+
+        def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.save(trainer, "behind")
+
+    callbacks = [QuantizationAwareTraining(), AveragedWeights(decay=0.8), Save()]
+    trainer(*callbacks, max_epochs=3).fit(classifier(tiny_net), loader, loader)
+    within, behind = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("within", "behind"))
+    for part in ("state_dict", "current_model_state"):
+        assert [k for k in behind[part] if not torch.equal(behind[part][k], within[part][k])] == []
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
 def test_a_decay_lies_in_0_to_1(decay: float) -> None:
     with pytest.raises(ConfigError, match=rf"need 0 < ema.decay < 1, got {decay}"):
