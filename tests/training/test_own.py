@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import qat
 from qat.errors import ConfigError
+from qat.training.oscillation import OscillationControl
 from qat.training.own import own_network
 from qat.training.reseed import SeedEveryEpoch
 
@@ -149,6 +150,17 @@ def test_resumes(trainer: Trainers, loader: Loader, tmp_path: Path) -> None:
     trainer(qat.QuantizationAwareTraining()).test(fresh, loader, ckpt_path=path, verbose=False)
     assert own_network(fresh) is not None
     assert fresh.state_dict().keys() == whole.keys()
+
+
+def test_oscillation_is_seen_in_its_weights(trainer: Trainers, loader: Loader) -> None:
+    control, seen = OscillationControl(damp=1e-2), set[str]()
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.update(control._weights)
+
+    trainer(qat.QuantizationAwareTraining(recipe="w4a8"), control, Look()).fit(Light(), loader, loader)
+    assert seen == {"forward.conv", "forward.block.0", "forward.fc"}
 
 
 def test_the_network_follows_the_modules_mode(trainer: Trainers, loader: Loader) -> None:
