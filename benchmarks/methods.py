@@ -35,7 +35,7 @@ TO_REACH: dict[str, float | str] = {  # top-1 of the artefact in percent, or the
     "cifar10_resnet20_w4a4_lsq": 91.7,
     "cifar10_resnet20_w3a3_lsq": 91.2,
     "cifar10_resnet20_w2a2_lsq": 90.0,
-    "cifar10_resnet20_mixed": "cifar10_resnet20_w5a5_lsq",
+    "cifar10_resnet20_mixed5": "cifar10_resnet20_w5a5",
 }
 ASIDE = ("experiment=", "data.path=", "init_from=", "seed=", "quiet=", "hydra.", "run_dir=", "cache_dir=", "ckpt_path=",
          "report=", "trainer.enable_progress_bar=", "latency.")  # fmt: skip

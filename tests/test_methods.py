@@ -123,12 +123,12 @@ def test_a_row_may_be_measured_by_another(
 ) -> None:
     pair = dict(zip(("m", "u"), sizes, strict=True))
     found = {
-        "cifar10_resnet20_mixed": methods.Found(runs=[{"top1": {"int8": mixed}, "size_bytes": {"int8": pair["m"]}}]),
-        "cifar10_resnet20_w5a5_lsq": methods.Found(
+        "cifar10_resnet20_mixed5": methods.Found(runs=[{"top1": {"int8": mixed}, "size_bytes": {"int8": pair["m"]}}]),
+        "cifar10_resnet20_w5a5": methods.Found(
             runs=[{"top1": {"int8": uniform}, "size_bytes": {"int8": pair["u"]}}]
         ),
     }
-    assert methods.short_of("cifar10_resnet20_mixed", found) == ("91.70, `cifar10_resnet20_w5a5_lsq`", missed)
+    assert methods.short_of("cifar10_resnet20_mixed5", found) == ("91.70, `cifar10_resnet20_w5a5`", missed)
 
 
 def test_the_page_has_its_blocks_and_every_row_its_experiment(methods: ModuleType) -> None:
