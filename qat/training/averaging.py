@@ -47,6 +47,7 @@ class AveragedWeights(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self._delivered = False  # whether the module holds the average by now
         self._swapped = False  # whether it does for a validation, and the average holds its weights
+        self._moved = False  # whether the average has moved since its ranges were settled; one that was loaded has not
 
     @property
     def average(self) -> nn.Module:
@@ -61,7 +62,8 @@ class AveragedWeights(WeightAveraging):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, OscillationControl):
                 require_no_freezing(callback)
-        self._latest_update_step, self._delivered, self._swapped = 0, False, False  # as after an earlier fit
+        self._latest_update_step = 0  # as after an earlier fit
+        self._delivered = self._swapped = self._moved = False
         super().setup(trainer, pl_module, stage)
         for name in ("teacher", "features"):  # of a Classifier, and copied with it
             self.average.__dict__.pop(name, None)
@@ -86,7 +88,10 @@ class AveragedWeights(WeightAveraging):
         assert average is not None
         averages, kept = int(average.n_averaged), [s.clone() for s in _statistics(self.average)]
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._latest_update_step == before or not averages:  # the first one is the weights themselves
+        if self._latest_update_step == before:
+            return
+        self._moved = True
+        if not averages:  # the first one is the weights themselves
             return
         blend_(kept, _statistics(pl_module), share_kept(averages, self.decay))
         for statistic, value in zip(_statistics(self.average), kept, strict=True):
@@ -139,8 +144,9 @@ class AveragedWeights(WeightAveraging):
     def _settle(self, pl_module: pl.LightningModule) -> None:
         """Ranges of the averaged weights; the next step of the average overwrites them."""
         average: AveragedModel | None = self._average_model
-        if average is None:
+        if average is None or not self._moved:
             return
+        self._moved = False
         for name, network in prepared_networks(average.module).items():
             current = seen_weights(prepared_networks(pl_module)[name])
             for layer, weight in seen_weights(network).items():
