@@ -124,9 +124,7 @@ def test_a_row_may_be_measured_by_another(
     pair = dict(zip(("m", "u"), sizes, strict=True))
     found = {
         "cifar10_resnet20_mixed5": methods.Found(runs=[{"top1": {"int8": mixed}, "size_bytes": {"int8": pair["m"]}}]),
-        "cifar10_resnet20_w5a5": methods.Found(
-            runs=[{"top1": {"int8": uniform}, "size_bytes": {"int8": pair["u"]}}]
-        ),
+        "cifar10_resnet20_w5a5": methods.Found(runs=[{"top1": {"int8": uniform}, "size_bytes": {"int8": pair["u"]}}]),
     }
     assert methods.short_of("cifar10_resnet20_mixed5", found) == ("91.70, `cifar10_resnet20_w5a5`", missed)
 
