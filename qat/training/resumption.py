@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from qat.errors import CheckpointError, ConfigError
+from qat.models.state_file import listing
 from qat.placement import PreparedModel, quantizers
 from qat.provenance import KEY, differences, unreadable
 from qat.recipe import QuantRecipe
@@ -86,7 +87,7 @@ def require_prepared_alike(
     if about and (unlike := differences(about, recipe, target)):
         raise ConfigError(
             f"the checkpoint was trained with recipe {about['recipe']} for target {about['target']}, this run has "
-            f"{recipe.name} for {target.name} ({', '.join(unlike)}); resume with the same, or start from "
+            f"{recipe.name} for {target.name} ({listing(unlike)}); resume with the same, or start from "
             "its float weights"
         )
     for name, network in prepared_networks(pl_module).items():

@@ -194,6 +194,7 @@ def test_anything_anywhere(whole: Any, data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=10_000)
 @given(st.data())
 def test_anything_anywhere_ten_thousand_times(whole: Any, data: Any) -> None:

@@ -107,6 +107,7 @@ def test_any_value_anywhere(found):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=10_000)
 @given(changes)
 def test_any_value_anywhere_ten_thousand_times(found):
