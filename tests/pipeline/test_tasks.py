@@ -162,7 +162,8 @@ def test_the_command_ends_well_without_int8(checkpoint: Path, tmp_path: Path) ->
     ("overrides", "message"),
     [
         (["task=evalute"], r"unknown task 'evalute'. Did you mean evaluate\? Known: .*evaluate.*ptq.*qat"),
-        (["task=ptq", "ckpt_path=last"], r"ckpt_path resumes training, and task=ptq trains nothing"),
+        (["task=ptq", "ckpt_path=a.ckpt"], r"ckpt_path resumes training, and task=ptq trains nothing"),
+        (["task=evaluate", "ckpt_path=last"], r"ckpt_path resumes training, and task=evaluate trains nothing"),
         (["task=evaluate"], r"task=evaluate needs something to evaluate: evaluate\.artifact=FILE or the folder of a r"),
         (["task=evaluate", "evaluate.artifact=/nowhere"], r"evaluate\.artifact=/nowhere is not there; give a file"),
         (["task=evaluate", f"evaluate.artifact={CONF}"], r"is a folder without int8\.onnx; give the folder of a run"),

@@ -92,7 +92,8 @@ def test_a_cpu_that_saturates_is_told_before_training(
     vnni: bool,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr("qat.machine.cpu", lambda: {"name": "old", "isa": ["avx2"], "vnni": vnni})
+    old = {"name": "old", "isa": ["avx2"], "vnni": vnni, "arch": "x86_64"}
+    monkeypatch.setattr("qat.machine.cpu", lambda: old)
     callback = qat.QuantizationAwareTraining(target="onnxruntime_vnni", export=tmp_path / "model.onnx", verify=False)
     with caplog.at_level(logging.WARNING, "qat"):
         trainer(callback).fit(stranger(), loader, loader)
