@@ -10,7 +10,6 @@ float model in torch. Neither side is trained: ours is `task=ptq`.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 import warnings
@@ -18,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from markdown import replace_block, table
+from markdown import show, table
 from runtimes import peer_onnxruntime
 from torch import Tensor, nn
 
@@ -93,10 +92,7 @@ def main() -> None:
     version = machine.versions()["onnxruntime"]
     about = f"{time.strftime('%Y-%m-%d')}, {cpu['name']} ({', '.join(cpu['isa'])}), onnxruntime {version}."
     text = f"{about}\n\n{table(['resnet20, cifar10', 'top-1', 'agreement with float', 'signal to error'], lines)}"
-    if args.markdown:
-        replace_block(args.markdown, BLOCK, text)
-    else:
-        sys.stdout.write(text + "\n")
+    show(text, args.markdown, BLOCK)
 
 
 if __name__ == "__main__":

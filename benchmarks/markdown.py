@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def replace_block(path: Path, name: str, text: str) -> None:
     if not block.search(content):
         raise ValueError(f"{path} has no block {name!r}; add <!-- {name} --> and <!-- end {name} -->")
     path.write_text(block.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", content))
+
+
+def show(text: str, path: Path | None, name: str) -> None:
+    """Put `text` into the block `name` of a file, or on the terminal where there is none."""
+    if path is None:
+        sys.stdout.write(text + "\n")
+    else:
+        replace_block(path, name, text)

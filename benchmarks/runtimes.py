@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from markdown import replace_block, table
+from markdown import show, table
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -241,10 +240,7 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                 console.print({k: v for k, v in row.items() if k not in ("cpu", "versions")})
     text = markdown([json.loads(line) for line in args.json.read_text().splitlines()])
-    if args.markdown:
-        replace_block(args.markdown, BLOCK, text)
-    else:
-        sys.stdout.write(text + "\n")
+    show(text, args.markdown, BLOCK)
 
 
 if __name__ == "__main__":

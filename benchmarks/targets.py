@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from markdown import replace_block, table
+from markdown import show, table
 from rich.console import Console
 
 import qat
@@ -125,10 +124,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             console.print({k: v for k, v in row.items() if k not in ("cpu", "versions")})
     text = markdown([json.loads(line) for line in args.json.read_text().splitlines()])
-    if args.markdown:
-        replace_block(args.markdown, BLOCK, text)
-    else:
-        sys.stdout.write(text + "\n")
+    show(text, args.markdown, BLOCK)
 
 
 if __name__ == "__main__":
