@@ -1,13 +1,15 @@
-"""Multiply-accumulates of layers, for one example: of those that are traced, and inside those that stay whole."""
+"""Multiply-accumulates for one example: of layers that are traced, inside those that stay whole, of a running model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from qat.layers.attention import OpenAttention
 
@@ -63,6 +65,38 @@ def macs_inside(module: nn.Module) -> Iterator[list[int]]:
     handles = [m.register_forward_hook(record, with_kwargs=True) for m in module.modules() if m is not module]
     try:
         yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def macs_of_calls(root: nn.Module) -> Iterator[dict[str, int]]:
+    """Counts the modules that are called meanwhile, by path: their weights' products, or what they multiply if more.
+
+    What a forward multiplies by itself, two activations say, is seen where torch computes it; layers that torch
+    computes in one piece of its own, recurrent ones say, are known by their weights.
+    """
+    seen: dict[str, int] = {}
+    outside: list[int] = []  # of each module that runs: operations before it, and of modules in it that have ended
+    counter = FlopCounterMode(display=False)
+
+    def start(module: nn.Module, inputs: Any) -> None:
+        outside.append(counter.get_total_flops())
+
+    def end(name: str, module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        flops = counter.get_total_flops() - outside.pop()
+        outside[:] = [before + flops for before in outside]
+        own = flops // (2 * EXAMPLES)  # a product and a sum
+        seen[name] = seen.get(name, 0) + max(own, layer_macs(module, (*inputs, *named.values()), output))
+
+    handles = []
+    for name, module in root.named_modules():
+        handles += [module.register_forward_pre_hook(start)]
+        handles += [module.register_forward_hook(partial(end, name), with_kwargs=True)]
+    try:
+        with counter:
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

@@ -16,7 +16,7 @@ from qat.errors import CaptureError, PlacementError
 from qat.layers import FakeQuantWeight, pruned
 from qat.layers.standalone import stand_alone
 from qat.layers.transformer import open_attention
-from qat.placement.macs import layer_macs
+from qat.placement.macs import macs_of_calls
 from qat.placement.patterns import WEIGHTED
 from qat.placement.plan import Plan, PlannedOp
 from qat.placement.prepared import PreparedModel, device_of
@@ -26,6 +26,7 @@ from qat.recipe import Numerics, QuantRecipe
 from qat.target import Target
 
 FLOAT = "placement=modules quantizes convolutions and linear layers alone"
+FORWARD = "forward"  # name of what the model's own forward multiplies
 
 
 class PreparedModules(PreparedModel):
@@ -82,6 +83,9 @@ def prepare_modules(
     left = excluded(exclude, list(names))
     swap = layer_swap(recipe, grids)
     ops, swapped = [], {}
+    if macs.get(""):
+        kind = type(model).__name__.lower()
+        ops.append(PlannedOp(name=FORWARD, kind=kind, integer=False, why=FLOAT, macs=macs[""]))
     for name, module in names.items():
         kind = type(module).__name__.lower().removeprefix("open")
         if not _is_weighted(module):
@@ -124,19 +128,10 @@ def _is_weighted(module: nn.Module) -> bool:
 
 def _macs_of_calls(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, int]:
     """Multiply-accumulates of every module that forward calls, without those of the modules inside it."""
-    seen: dict[str, int] = {}
-
-    def recorder(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-            seen[name] = seen.get(name, 0) + layer_macs(module, (*inputs, *named.values()), output)
-
-        return record
-
-    handles = [m.register_forward_hook(recorder(n), with_kwargs=True) for n, m in root.named_modules()]
     training = root.training
     try:
-        with torch.no_grad():
-            root.eval()(*args, **kwargs)
+        with torch.no_grad(), macs_of_calls(root.eval()) as seen:
+            root(*args, **kwargs)
     except Exception as error:
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in (*args, *kwargs.values())]
         raise CaptureError(
@@ -145,8 +140,6 @@ def _macs_of_calls(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         ) from error
     finally:
         root.train(training)
-        for handle in handles:
-            handle.remove()
     return seen
 
 

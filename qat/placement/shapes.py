@@ -18,6 +18,9 @@ from qat.placement.fake import Shapes, methodcaller
 from qat.placement.macs import EXAMPLES, layer_macs, macs_inside
 from qat.placement.patterns import function_name, weight_of
 
+# which argument of a product its left factor is
+PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "mv": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
+
 
 class _Propagate(fx.Interpreter):
     """On real tensors."""
@@ -156,8 +159,9 @@ def macs_per_example(node: fx.Node, module: nn.Module | None) -> int:
     if not isinstance(value, Tensor):
         return 0
     batch = EXAMPLES if value.ndim > 1 else 1
-    if function_name(node) in ("matmul", "bmm"):
-        taps = node.all_input_nodes[0].meta["val"].shape[-1]
+    if function_name(node) in PRODUCTS:
+        left = [*node.args, *node.kwargs.values()][PRODUCTS[function_name(node)]]
+        taps = left.meta["val"].shape[-1] if isinstance(left, fx.Node) else 0
     elif function_name(node) in ("linear", "conv1d", "conv2d", "conv3d"):
         weight = weight_of(node)
         taps = math.prod(weight.meta["val"].shape[1:]) if weight is not None else 0

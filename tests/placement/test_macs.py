@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import DeformConv2d
 
 import qat
@@ -84,3 +85,32 @@ def test_attention_that_is_not_opened_counts_as_float():
 
     plan = qat.prepare(Attends().eval(), torch.randn(N, 5, 8)).plan
     assert plan.int8_mac_share == pytest.approx(160 / (160 + 4 * 5 * 64 + 2 * 25 * 8))
+
+
+class Products(nn.Module):
+    """What no layer computes: attention by hand, a functional layer, a sum with a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.weight = nn.Linear(6, 18), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x):  # [N, 5, 6]
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = torch.baddbmm(x.mean((1, 2))[:, None, None].expand(-1, 5, 5), q, k.transpose(1, 2))
+        return F.linear(torch.matmul(scores.softmax(-1), v), self.weight)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["its own forward", "a module's"])
+def test_products_of_a_forward_count_as_float_without_a_graph(inside):
+    model = nn.Sequential(Products(), nn.Linear(4, 2)) if inside else Products()
+    plan = qat.prepare(model.eval(), torch.randn(N, 5, 6), placement="modules").plan
+    by_hand, layers = 2 * 5 * 5 * 6 + 5 * 6 * 4, 5 * 6 * 18 + inside * 5 * 4 * 2
+    found = {op.name: op.macs for op in plan.ops if op.macs and not op.integer}
+    assert found == {"0" if inside else "forward": by_hand}
+    assert plan.int8_mac_share == pytest.approx(layers / (layers + by_hand))
+
+
+def test_a_sum_with_a_product_counts_in_a_graph():
+    plan = qat.prepare(Products().eval(), torch.randn(N, 5, 6)).plan
+    assert sum(op.macs for op in plan.ops) == 5 * 6 * 18 + 2 * 5 * 5 * 6 + 5 * 6 * 4
+    assert next(op.macs for op in plan.ops if op.kind == "baddbmm") == 5 * 5 * 6
