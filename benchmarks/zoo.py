@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import subprocess
+import importlib
+import multiprocessing
+import resource
 import sys
 import time
 import warnings
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +39,6 @@ from torch.utils import _pytree as pytree
 
 import qat
 from qat import machine
-from qat.errors import QatError
 from qat.placement.prepared import PreparedModel, quantizers
 
 # 60 of timm, fixed before the first run: one or two of a family
@@ -52,9 +53,11 @@ mixer_s32_224 resmlp_12_224 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256
 coatnet_nano_rw_224 maxvit_nano_rw_256
 """
 EXAMPLES = 8
-FEWER = {"torchvision/vit_h_14": 2}  # examples, of 632 M parameters: its training step would not fit beside others
+FEWER = {"torchvision/vit_h_14": 2}  # examples, of 632 M parameters: a third of a TFLOP each at 224 pixels
+SMALLER = {"torchvision/vit_h_14": 112}  # pixels, for the same reason; its position embedding is built for them
 SIZE = 64  # pixels, where the model takes that
 RATE = 1e-3  # of the training step
+KIB_PER_GB = 1e6 / 1.024
 NOISE = 1e-6  # of each input value, about what float32 sums in another order differ by
 
 
@@ -68,17 +71,19 @@ def load(name: str, size: int | None) -> tuple[nn.Module, int]:
     """The model with random weights, and the image size for it."""
     package, _, leaf = name.partition("/")
     if package == "timm":
-        import timm
-
+        timm = importlib.import_module("timm")
         model = timm.create_model(leaf, pretrained=False)
         needs = ("window", "maxvit", "bat_")  # sizes that windows divide
         fixed = model.default_cfg.get("fixed_input_size") or any(n in leaf for n in needs)
         return model, size or (model.default_cfg["input_size"][-1] if fixed else 2 * SIZE)
     least = {"inception_v3": 299}  # its auxiliary head, in training, needs more than its body
-    settings = {"init_weights": False} if leaf in ("googlenet", "inception_v3") else {}
+    settings: dict[str, Any] = {"init_weights": False} if leaf in ("googlenet", "inception_v3") else {}
     smallest = torchvision.models.get_model_weights(leaf).DEFAULT.meta["min_size"][0]  # type: ignore[attr-defined]
     usual = 224 if leaf.startswith(("vit", "swin", "maxvit")) else max(SIZE, least.get(leaf, smallest))
-    return torchvision.models.get_model(leaf, weights=None, **settings), size or usual
+    size = size or SMALLER.get(name, usual)
+    if leaf.startswith("vit"):
+        settings["image_size"] = size
+    return torchvision.models.get_model(leaf, weights=None, **settings), size
 
 
 @torch.no_grad()
@@ -156,34 +161,42 @@ def prove_named(name: str, size: int | None) -> dict[str, Any]:
 
 
 def prove(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """All figures of one model."""
+    """All figures of one model, whose weights are gone afterwards."""
     row: dict[str, Any] = {}
 
     def timed(key: str, function: Any) -> Any:
         start, worked = time.perf_counter(), time.process_time()
         value = function()
         row[f"{key}_s"], row[f"{key}_cpu_s"] = time.perf_counter() - start, time.process_time() - worked
+        peak_after(key)
         return value
+
+    def peak_after(key: str) -> None:
+        row.setdefault("peak_gb", {})[key] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_GB
 
     prepared = timed("prepare", lambda: qat.prepare(model.eval(), x[:2]))
     found = quantizers(prepared)
     row |= {"quantizers": len(found), "int8_macs": prepared.plan.int8_mac_share}
     row["float_ops"] = dict(sorted(_counted(op.kind.split()[0] for op in prepared.plan.in_float).items()))
     row["off"] = off_difference(prepared, model, x)
+    peak_after("off")
+    float_bytes = sum({id(t): t.nbytes for t in [*model.parameters(), *model.buffers()]}.values())
     reached, own = _reached(model, x), {n for n, p in model.named_parameters() if p.requires_grad}
+    model.to("meta")  # the largest needs the room, and a step has three times its size: weights, quantized, gradients
     twin = copy.deepcopy(prepared)  # not calibrated: ranges start with its batch, far from the running statistics
     row["bad_gradients"] = [n for n in bad_gradients(twin, x) if n in reached or n not in own]
-    del twin  # with its gradients: the largest model needs the room
+    del twin
+    peak_after("step")
     qat.calibrate(prepared.eval(), [x])
     with TemporaryDirectory() as folder:
         integer = timed("convert", lambda: qat.convert(prepared))
         artifact = timed("export", lambda: qat.export(integer, Path(folder) / "int8.onnx"))
-        tensors = {id(t): t.nbytes for t in [*model.parameters(), *model.buffers()]}
-        row["file_ratio"] = artifact.size_bytes / sum(tensors.values())
+        row["file_ratio"] = artifact.size_bytes / float_bytes
         report = qat.verify(prepared, artifact, [x], strict=False)
     for key, stage in (("torch", report.stages[-3]), ("off_ort", report.stages[-2]), ("ort", report.stages[-1])):
         row[key] = {"agreement": stage.agreement, "max": stage.max_steps, "mean": stage.mean_steps}
     row["floor"] = noise_floor(prepared, x, report.step or 1.0)
+    peak_after("verify")
     return row
 
 
@@ -197,10 +210,12 @@ def noise_floor(prepared: nn.Module, x: Tensor, step: float) -> float:
 
 
 def _reached(model: nn.Module, x: Tensor) -> set[str]:
-    """Parameters that the float model's own loss reaches at all."""
-    twin = copy.deepcopy(model).train()
-    sum(first.sum() for first in pytree.tree_leaves(twin(x)) if isinstance(first, Tensor)).backward()
-    return {n for n, p in twin.named_parameters() if p.grad is not None}
+    """Parameters that the float model's own loss reaches at all; BatchNorm learns on the way."""
+    model.train()
+    sum(first.sum() for first in pytree.tree_leaves(model(x)) if isinstance(first, Tensor)).backward()
+    found = {n for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
 
 
 def _counted(kinds: Any) -> dict[str, int]:
@@ -211,17 +226,32 @@ def _counted(kinds: Any) -> dict[str, int]:
 
 
 def in_own_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", name, "--threads", str(args.threads)]
-    command += ["--size", str(args.size)] if args.size else []
+    """A model's row. The process is a fork: it has this one's imports, and gives its memory back when it ends."""
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=_send_row, args=(sender, name, args))
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
-    except subprocess.TimeoutExpired:
+        if receiver.poll(args.limit):
+            return receiver.recv()
+        process.kill()
         return {"model": name, "error": f"not done in {args.limit} s"}
+    except EOFError:  # it sent nothing
+        process.join()
+        return {"model": name, "error": f"exit {process.exitcode}"}
+    finally:
+        process.join()
+
+
+def _send_row(sender: Connection, name: str, args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
     try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"model": name, "error": f"exit {done.returncode}: {last}"[:200]}
+        row = prove_named(name, args.size)
+    except Exception as error:
+        row = {"model": name, "error": f"{type(error).__name__}: {error}"[:600]}
+    sender.send(row)
 
 
 def in_order(record: dict[Any, zoo_table.Row]) -> list[zoo_table.Row]:
@@ -241,20 +271,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--missing", action="store_true", help="only models that have no figures in the record")
     parser.add_argument("--markdown", type=Path, help="write the table of the record, or of this run, here")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    if args.one:
-        warnings.simplefilter("ignore")
-        try:
-            row = prove_named(args.one, args.size)
-        except (QatError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:
-            row = {"model": args.one, "error": f"{type(error).__name__}: {error}"[:600]}
-        print(json.dumps(row))
-        return 0
     console, record, rows = Console(soft_wrap=True), zoo_table.read(args.record), []
     known = {model for model, _ in record}
     wanted = [n for n in (names() if args.models is None else args.models) if not (args.missing and n in known)]
+    for package in ("qat.verify", "qat.export.onnx", *(["timm"] if any(n.startswith("timm/") for n in wanted) else [])):
+        importlib.import_module(package)  # once, for all processes
     for name in track(wanted, "zoo", console=console, transient=True, disable=not console.is_terminal):
         row = in_own_process(name, args)
         rows.append(row)

@@ -11,6 +11,7 @@ import inspect
 import operator
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
 from qat.placement.fake import Shapes
-from qat.placement.tracer import SizedTracer, Tracer, takes_weights
+from qat.placement.tracer import SizedTracer, Tracer
 
 OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
 
@@ -64,12 +65,8 @@ def capture(
         CaptureError: naming file and line where tracing failed.
     """
     defaults = _constant_arguments(model, example_inputs, example_kwargs)
-    try:
-        captured = _capture(model, defaults, lambda: Tracer(leaf_modules))
-    except CaptureError:
-        captured = None
-    if captured is not None and not any(_closed(node) for g in (captured.train, captured.eval) for node in g.nodes):
-        return captured
+    with suppress(CaptureError):
+        return _capture(model, defaults, lambda: Tracer(leaf_modules))
     inputs = inspect.signature(model.forward).bind(*example_inputs, **example_kwargs).arguments
     shapes = Shapes()
     return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs, defaults, shapes))
@@ -96,10 +93,6 @@ def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], T
         sized=isinstance(eval_tracer, SizedTracer),
         norms=frozenset(train_tracer.opened_norms | eval_tracer.opened_norms),
     )
-
-
-def _closed(node: fx.Node) -> bool:
-    return node.op == "call_function" and takes_weights(node.target, node.args, node.kwargs)
 
 
 def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import linecache
 import sys
 from itertools import chain
 from typing import Any, NamedTuple
@@ -57,11 +59,7 @@ class PreparedModel(nn.Module):
     @torch.compiler.disable
     def _compile(self) -> None:
         # fx generates the functions; they read everything from the module they are called on, so copies share them
-        self._forwards: dict[bool, Any] = {}
-        for mode, graph in self.graphs.items():
-            generated = fx.GraphModule(self, plain_copy(graph))
-            generated.graph.lint()
-            self._forwards[mode] = type(generated).forward
+        self._forwards: dict[bool, Any] = {mode: _function(graph) for mode, graph in self.graphs.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the float model's forward."""
@@ -87,6 +85,17 @@ class PreparedModel(nn.Module):
         super().__setstate__(state)
         self.graphs = {mode: _unflatten(nodes) for mode, nodes in state["graphs"].items()}
         self._forwards = {}
+
+
+def _function(graph: fx.Graph) -> Any:
+    """A graph as a function of the model and its inputs, whose lines a traceback shows."""
+    graph.lint()
+    code = graph.python_code("self")
+    file = f"<graph {hashlib.sha256(code.src.encode()).hexdigest()[:16]}>"
+    linecache.cache[file] = (len(code.src), None, code.src.splitlines(keepends=True), file)  # no mtime: kept
+    scope = dict(code.globals)
+    exec(compile(code.src, file, "exec", dont_inherit=True), scope)
+    return scope["forward"]
 
 
 def plain_copy(graph: fx.Graph) -> fx.Graph:

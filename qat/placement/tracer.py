@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from qat.errors import CaptureError
 from qat.layers.attention import dot_product_attention
 from qat.layers.einsum import is_matrix_product, matrix_product
 from qat.placement.fake import Shapes, methodcaller
@@ -40,6 +41,26 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.leaf_modules = leaf_modules
         self.opened_norms: set[str] = set()  # paths of BatchNorms with a forward of their own, recorded as plain ones
+        self.names: dict[int, str] = {}  # of parameters and buffers, by identity
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        """The graph of `root`'s forward."""
+        self.names = {id(x): name for name, x in [*root.named_buffers(), *root.named_parameters()]}
+        return super().trace(root, concrete_args)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Record the reading of a parameter, found by identity: fx looks through all of them every time."""
+        name = self.names.get(id(attr_val)) if isinstance(attr_val, nn.Parameter) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument as the graph has it; of a tensor of the model, its name."""
+        name = self.names.get(id(a)) if isinstance(a, Tensor) else None
+        return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch.nn, classes that the caller named, and stochastic depth."""
@@ -59,7 +80,13 @@ class Tracer(fx.Tracer):
         yield
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
-        """Record a call; attention and einsum are opened instead."""
+        """Record a call; attention and einsum are opened instead.
+
+        Raises:
+            CaptureError: a function that is given weights, which the sized tracer opens.
+        """
+        if kind == "call_function" and takes_weights(target, args, kwargs):
+            raise CaptureError(f"{target.__name__} is given weights; only a tracer that knows sizes can open it")
         if kind == "call_function" and target is F.scaled_dot_product_attention:
             return dot_product_attention(*args, **kwargs)
         if kind == "call_function" and target is F.batch_norm and (path := self._norm(args, kwargs)) is not None:
