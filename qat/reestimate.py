@@ -69,4 +69,4 @@ def reestimate_batchnorm(prepared: nn.Module, batches: Iterable[Any], *, max_bat
 
 def _tracking(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     norms = cast(list[nn.modules.batchnorm._BatchNorm], batchnorms(model))
-    return [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
+    return [norm for norm in norms if norm.track_running_stats and norm.num_batches_tracked is not None]  # not frozen

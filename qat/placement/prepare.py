@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qat.errors import ConfigError, NumericsError, PlacementError, unknown_name
 from qat.layers import pruned
 from qat.layers.adopt import adopt
+from qat.layers.frozen import open_frozen
 from qat.layers.transformer import open_attention
 from qat.observers import Observer
 from qat.placement.capture import capture
@@ -93,7 +94,7 @@ def prepare(
         patterns = (*recipe.exclude, *exclude)
         return prepare_modules(model, args, kwargs, recipe, target, grids, patterns)
     _require_static(model, (*recipe.exclude, *exclude), leaf_modules)
-    root = open_attention(pruned.copied(model))
+    root = open_frozen(open_attention(pruned.copied(model)))
     open_synced(root, args, kwargs)
     captured = capture(root, args, kwargs, leaf_modules)
     for path in captured.norms:

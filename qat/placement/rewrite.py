@@ -25,6 +25,7 @@ from qat.layers import (
     FakeQuantWeight,
 )
 from qat.layers.batchnorm import _FakeQuantBatchNorm
+from qat.layers.frozen import FakeQuantFrozenNorm2d, FrozenNorm2d
 from qat.placement.overrides import Choice, Choices, writers
 from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import device_of
@@ -40,6 +41,7 @@ SWAPS: dict[type[nn.Module], Any] = {
     nn.Conv2d: FakeQuantConv2d,
     nn.Conv3d: FakeQuantConv3d,
     nn.Linear: FakeQuantLinear,
+    FrozenNorm2d: FakeQuantFrozenNorm2d,  # before its base
     nn.BatchNorm1d: FakeQuantBatchNorm1d,
     nn.BatchNorm2d: FakeQuantBatchNorm2d,
     nn.BatchNorm3d: FakeQuantBatchNorm3d,

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from qat.errors import CaptureError
 from qat.layers.attention import dot_product_attention
 from qat.layers.einsum import is_matrix_product, matrix_product
+from qat.layers.frozen import FrozenNorm2d
 from qat.placement.fake import Shapes, methodcaller
 
 WHOLE = frozenset({"StochasticDepth", "DropPath"})  # drop residual branches in training; nothing in evaluation
@@ -64,7 +65,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch.nn, classes that the caller named, and stochastic depth."""
-        whole = isinstance(m, self.leaf_modules) or type(m).__name__ in WHOLE
+        whole = isinstance(m, (FrozenNorm2d, *self.leaf_modules)) or type(m).__name__ in WHOLE
         return whole or super().is_leaf_module(m, module_qualified_name)
 
     def _norm(self, args: tuple, kwargs: dict) -> str | None:
