@@ -51,5 +51,5 @@ def _opened(module: nn.Module) -> FrozenNorm2d:
     norm = adopt(module, FrozenNorm2d)
     norm.training, norm.momentum = False, 0.0
     norm.affine = norm.track_running_stats = True
-    norm.num_features, norm.num_batches_tracked = len(norm.running_mean), None  # type: ignore[arg-type,assignment]
+    norm.num_features, norm.num_batches_tracked = len(norm.running_mean), None  # type: ignore[arg-type]
     return norm
