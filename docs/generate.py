@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 from qat import errors  # noqa: E402
 from qat.component import Component  # noqa: E402
 from qat.errors import ConfigError, QatError  # noqa: E402
+from qat.parity import Tolerance  # noqa: E402
 from qat.recipe import QuantRecipe, TensorRecipe  # noqa: E402
 from qat.target import Target  # noqa: E402
 from qat.training import Classifier, QuantizationAwareTraining  # noqa: E402
-from qat.verify import Tolerance  # noqa: E402
 
 CONF, REFERENCE = ROOT / "conf", ROOT / "docs" / "reference"
 # what takes the values of a section that names no `_target_`, by the beginning of its keys

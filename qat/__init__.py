@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qat.export import export
     from qat.keep_zeros import keep_zeros
     from qat.mixed import choose_bits
+    from qat.parity import ParityReport, Tolerance
     from qat.placement import Plan, PreparedModel, prepare, quantizers
     from qat.recipe import QuantRecipe
     from qat.reestimate import reestimate_batchnorm
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from qat.switches import fake_quant, freeze_batchnorm, observers, sync_batchnorm
     from qat.target import Target
     from qat.training import QuantizationAwareTraining
-    from qat.verify import ParityReport, Tolerance, verify
+    from qat.verify import verify
     from qat.weight_only import quantize_weights
 
 __all__ = [
@@ -85,6 +86,7 @@ _ROOMS = {
     "export": ("export",),
     "keep_zeros": ("keep_zeros",),
     "mixed": ("choose_bits",),
+    "parity": ("ParityReport", "Tolerance"),
     "placement": ("Plan", "PreparedModel", "prepare", "quantizers"),
     "recipe": ("QuantRecipe",),
     "reestimate": ("reestimate_batchnorm",),
@@ -93,7 +95,7 @@ _ROOMS = {
     "switches": ("fake_quant", "freeze_batchnorm", "observers", "sync_batchnorm"),
     "target": ("Target",),
     "training": ("QuantizationAwareTraining",),
-    "verify": ("ParityReport", "Tolerance", "verify"),
+    "verify": ("verify",),
     "weight_only": ("quantize_weights",),
 }
 _HOMES = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}

@@ -28,7 +28,7 @@ from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.quantizers import DoReFa
 from qat.quantizers.observed import clamp
-from qat.switches import fake_quant
+from qat.switches import as_deployed, fake_quant
 
 
 def adaround(
@@ -75,24 +75,15 @@ def adaround(
     baseline = cast(PreparedModel, pruned.copied(prepared)).eval()
     fake_quant(baseline, enabled=False)
     targets = {name: layer for layer, (name, _) in weighted_in_order(baseline).items()}
-    modes = {module: module.training for module in prepared.modules()}
-    enabled = {q: q.enabled for q in quantizers(prepared).values()}
     generator = torch.Generator().manual_seed(seed)
     changed = {}
-    try:
-        prepared.eval()
-        fake_quant(prepared, enabled=True)
+    with as_deployed(prepared):
         for layer, (name, norm) in follow([*weighted_in_order(prepared).items()]):
             x, _ = _seen(prepared, layer, kept)
             _, y = _seen(baseline, targets[name], kept)
             after = _after(prepared, name, norm)
             problem = _Layer(layer, norm, after)
             changed[name] = problem.learn(x, y, iterations, batch_size, learning_rate, regularization, generator)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for quantizer, was in enabled.items():
-            quantizer.enabled = was
     return changed
 
 

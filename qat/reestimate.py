@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from qat.calibrate import forward
-from qat.errors import CalibrationError, PlacementError
-from qat.placement.prepared import batchnorms, quantizers
-from qat.switches import fake_quant
+from qat.errors import CalibrationError
+from qat.placement.prepared import batchnorms
+from qat.switches import as_deployed
 
 
 @torch.no_grad()
@@ -38,30 +38,21 @@ def reestimate_batchnorm(prepared: nn.Module, batches: Iterable[Any], *, max_bat
         PlacementError: no quantizer in the model.
         CalibrationError: no batch.
     """
-    if not quantizers(prepared):
-        raise PlacementError(f"no quantizer in {type(prepared).__name__}; call qat.prepare first")
     norms = _tracking(prepared)
-    modes = {module: module.training for module in prepared.modules()}
-    enabled = {q: q.enabled for q in quantizers(prepared).values()}
     before = [(n.momentum, cast(Tensor, n.num_batches_tracked).clone()) for n in norms]
-    prepared.eval()  # no quantizer learns, and dropout is off
-    fake_quant(prepared, enabled=True)
     count = 0
-    try:
-        for norm in norms:
-            norm.training, norm.momentum = True, None  # torch's way to say: the plain average
-            cast(Tensor, norm.num_batches_tracked).zero_()
-        for batch in islice(batches, max_batches):
-            forward(prepared, batch)
-            count += 1
-    finally:
-        for norm, (momentum, tracked) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            cast(Tensor, norm.num_batches_tracked).copy_(tracked)
-        for module, mode in modes.items():
-            module.training = mode
-        for quantizer, was in enabled.items():
-            quantizer.enabled = was
+    with as_deployed(prepared):  # no quantizer learns, and dropout is off
+        try:
+            for norm in norms:
+                norm.training, norm.momentum = True, None  # torch's way to say: the plain average
+                cast(Tensor, norm.num_batches_tracked).zero_()
+            for batch in islice(batches, max_batches):
+                forward(prepared, batch)
+                count += 1
+        finally:
+            for norm, (momentum, tracked) in zip(norms, before, strict=True):
+                norm.momentum = momentum
+                cast(Tensor, norm.num_batches_tracked).copy_(tracked)
     if count == 0:
         raise CalibrationError("re-estimation saw no batch; pass at least one, e.g. a DataLoader over training images")
     return count

@@ -6,6 +6,9 @@ the time belongs to the schedule, not to the model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from qat.errors import PlacementError
@@ -74,6 +77,26 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
     for name, child in model.named_children():
         model.add_module(name, sync_batchnorm(child))
     return model
+
+
+@contextmanager
+def as_deployed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with fake quantization on, what the artefact computes; modes and switches are back afterwards.
+
+    Args:
+        model: a prepared model, or a module that holds some.
+    """
+    modes = {module: module.training for module in model.modules()}
+    enabled = {quantizer: quantizer.enabled for quantizer in _quantizers(model)}
+    model.eval()
+    fake_quant(model, enabled=True)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for quantizer, was in enabled.items():
+            quantizer.enabled = was
 
 
 def _quantizers(model: nn.Module) -> list[FakeQuantize]:

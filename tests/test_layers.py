@@ -51,8 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_zeros": {"errors", "layers"},
     "export": WORDS | NUMERICS | {"placement", "convert", "artifact", "files"},
     "checkpoint": {"errors", "files", "models", "placement", "provenance"},
-    "verify": WORDS | VERBS | {"inputs", "layers", "artifact", "runtime", "machine"},
-    "ladder": {"errors", "inputs", "calibrate", "verify"},
+    "parity": {"errors", "runtime"},
+    "ladder": {"errors", "inputs", "calibrate", "parity"},
+    "departure": {"artifact", "convert", "parity", "placement", "runtime", "switches"},
+    "verify": WORDS | VERBS | {"inputs", "layers", "artifact", "runtime", "machine", "parity", "ladder", "departure"},
     "walk": {"inputs", "placement"},
     "sensitivity": WORDS | NUMERICS | {"placement", "switches", "calibrate", "inputs", "verify", "walk"},
     "mixed": WORDS | {"functional", "placement", "sensitivity"},
@@ -87,7 +89,7 @@ MAY_IMPORT["__init__"] = (
     WORDS
     | VERBS
     | HELPERS
-    | {"dynamic", "weight_only", "sensitivity", "mixed", "artifact", "export", "verify", "training"}
+    | {"dynamic", "weight_only", "sensitivity", "mixed", "artifact", "export", "parity", "verify", "training"}
 )  # what `import qat` offers
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 

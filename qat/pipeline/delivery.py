@@ -18,6 +18,7 @@ from qat.artifact import Artifact, fingerprint
 from qat.audit import DELIVERED, require_sound
 from qat.data import ImageData
 from qat.data.preparation import preparation
+from qat.parity import ParityReport, Tolerance
 from qat.pipeline.stopwatch import Stopwatch
 from qat.pipeline.terminal import busy, follow
 from qat.placement.prepared import PreparedModel
@@ -25,7 +26,6 @@ from qat.recorder import record_run
 from qat.runtime import load
 from qat.runtime.latency import interleaved
 from qat.settings import plain
-from qat.verify import ParityReport, Tolerance
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from qat.artifact import Artifact
+from qat.parity import ParityReport
 from qat.pipeline.lifecycle import circumstances
 from qat.pipeline.stopwatch import Stopwatch
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.runtime import load
-from qat.verify import ParityReport
 
 
 def mean_bits(prepared: PreparedModel) -> dict[str, float]:

@@ -18,6 +18,7 @@ from qat.artifact import Artifact
 from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
+from qat.parity import ParityReport
 from qat.pipeline.aids import read_callbacks, read_distillation, require_scales
 from qat.pipeline.analysis import read_analysis
 from qat.pipeline.baseline import float_baseline
@@ -40,7 +41,6 @@ from qat.target import joint
 from qat.training import Classifier, require_training_state
 from qat.training.processes import by_first
 from qat.training.trial import require_exportable
-from qat.verify import ParityReport
 
 log = logging.getLogger(__name__)
 OF_TRAINING = {  # refused where nothing is trained

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import qat
 from qat import machine
+from qat.parity import Tolerance
 from qat.runtime import require_installed
 from qat.settings import plain, reading
-from qat.verify import Tolerance
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from qat.errors import ConfigError
 from qat.files import write_text
 from qat.inputs import Inputs
 from qat.ladder import Run, ladder
+from qat.parity import HINT, ParityReport
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.delivery import describe, measure_latency
 from qat.pipeline.lifecycle import begun, circumstances, conclude, settle
@@ -39,7 +40,7 @@ from qat.recorder import record_plan
 from qat.runtime import load
 from qat.settings import build
 from qat.training.processes import by_first
-from qat.verify import HINT, ParityReport, first_output
+from qat.verify import first_output
 
 log = logging.getLogger(__name__)
 REFERENCE = "integer reference (torch)"
