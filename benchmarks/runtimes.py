@@ -40,7 +40,9 @@ from qat.runtime import Runtime, load, runtime_module
 from qat.runtime.latency import interleaved
 
 BLOCK = "runtimes"
-MODELS = ("mobilenet_v2", "resnet18", "resnet50", "shufflenet_v2_x1_0", "mobilenet_v3_large", "vit_b_16")
+MODELS = (
+    "mobilenet_v2", "resnet18", "resnet50", "shufflenet_v2_x1_0", "mobilenet_v3_large", "efficientnet_b0", "vit_b_16",
+)  # fmt: skip
 TO_REACH = {"onnxruntime": 1.0, "onnxruntime_vnni": 1.0, "openvino": 1.05, "executorch": 1.05, "inductor": 0.8}
 SIZE_TO_REACH = 0.27
 

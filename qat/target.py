@@ -34,6 +34,8 @@ class Target:
         needs_vnni: whether an x86 CPU without VNNI saturates its sums.
         float_bias: biases are stored in float, and the runtime rounds them to int32 itself.
         sums_round_once: a convolution and the addition behind it are one operator, which does not round between them.
+        opens_gates: SiLU and Hardswish are a gate and a product of integers, for a runtime that would compute them in
+            float; a model that was trained so runs in every other runtime as well.
 
     Raises:
         ConfigError: for an unknown key or runtime, a suffix that the runtime does not read, or weight bits outside 2-8.
@@ -51,6 +53,7 @@ class Target:
     needs_vnni: bool = False
     float_bias: bool = False
     sums_round_once: bool = False
+    opens_gates: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""

@@ -107,8 +107,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "swin_v2": (lambda: swin(2), {"softmax": 3, "gelu": 3}),
     "densenet": (lambda: densenet.DenseNet(4, (2, 2), 8, num_classes=10), {}),
     "shufflenet": (lambda: shufflenetv2.ShuffleNetV2([2, 2, 2], [8, 8, 16, 16, 16], num_classes=10), {}),
-    "mobilenet_v3": (mobilenet, {"hardswish": 5, "hardsigmoid": 2}),
-    "efficientnet": (efficient, {"silu": 10}),
+    "mobilenet_v3": (mobilenet, {"hardsigmoid": 7}),
+    "efficientnet": (efficient, {}),
     "convnext": (convnext_tiny, {"gelu": 2}),
     "regnet": (regnet_tiny, {}),
     "mnasnet": (lambda: mnasnet.MNASNet(0.1, 10), {}),
@@ -122,7 +122,9 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
 def test_family(zoo, family):
     build, in_float = FAMILIES[family]
     row = zoo.prove(zoo.randomize(build()), torch.randn(zoo.EXAMPLES, 3, 32, 32))
-    assert row["off"] == {"eval": 0.0, "train": 0.0, "again": 0.0} or family == "vit"  # torch's attention is closed
+    # vit: torch's attention is closed; the gates: torch multiplies x * sigmoid(x) in its own order
+    exact = family not in ("vit", "mobilenet_v3", "efficientnet")
+    assert row["off"] == {"eval": 0.0, "train": 0.0, "again": 0.0} or not exact
     assert max(row["off"].values()) <= zoo.zoo_table.SAME
     assert row["bad_gradients"] == []
     assert row["int8_macs"] == 1.0

@@ -22,6 +22,7 @@ from qat.observers import Observer
 from qat.placement.capture import capture
 from qat.placement.describe import describe
 from qat.placement.fake import Shapes
+from qat.placement.gates import open_gates
 from qat.placement.modules import prepare_modules
 from qat.placement.overrides import choose
 from qat.placement.patterns import NORMS
@@ -102,14 +103,16 @@ def prepare(
         root.set_submodule(path, adopt(norm, next(cls for cls in NORMS if isinstance(norm, cls))))
     graphs = [captured.eval] if captured.modes_agree else [captured.eval, captured.train]
     modules = dict(root.named_modules())
-    names = {id(captured.eval): name_nodes(captured.eval)}
-    if not captured.modes_agree:
-        names[id(captured.train)] = name_nodes(captured.train, like=names[id(captured.eval)])
     shapes = Shapes()
     for graph in graphs:
         root.train(graph is not captured.eval)
         propagate_shapes(root, graph, args, kwargs, shapes)
+        if target.opens_gates:
+            open_gates(graph, modules, leaf_modules)
     root.train(model.training)
+    names = {id(captured.eval): name_nodes(captured.eval)}
+    if not captured.modes_agree:
+        names[id(captured.train)] = name_nodes(captured.train, like=names[id(captured.eval)])
     everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
     left = excluded((*recipe.exclude, *exclude), everything)
     once = target.sums_round_once
