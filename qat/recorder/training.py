@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from qat.placement.held import prepared_networks
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.recorder.oscillation import STEPS, Oscillations
 from qat.report import record
@@ -41,7 +42,7 @@ class TrainingRecorder(pl.Callback):
         self.scales: dict[str, list[float]] = {}
         self.trained: tuple[str, ...] = ()  # quantizers whose scale gradients move
         self.oscillating: dict[str, list[float]] = {}
-        self._oscillations = Oscillations()
+        self._oscillations: dict[str, Oscillations] = {}  # by network
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -65,14 +66,15 @@ class TrainingRecorder(pl.Callback):
                 self.curves["steps"].append(step)
                 self.curves["loss"].append(float(loss))
                 self.curves["lr"].append(float(trainer.optimizers[0].param_groups[0]["lr"]))
-        prepared = next((m for m in pl_module.modules() if isinstance(m, PreparedModel)), None)
-        if prepared is None:
+        networks = prepared_networks(pl_module)
+        if not networks:
             return
         every = max(1, total // RANGES)
         if -step % every < STEPS:
-            self._oscillations.look(prepared, step)
+            for name, network in networks.items():
+                self._oscillations.setdefault(name, Oscillations()).look(network, step)
         if step % every == 0 and step not in self.curves["range_steps"][-1:]:
-            self._take_ranges(prepared, step)
+            self._take_ranges(networks, step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take what validation found, and write."""
@@ -90,15 +92,17 @@ class TrainingRecorder(pl.Callback):
         self._write(trainer)
 
     @torch.no_grad()
-    def _take_ranges(self, prepared: PreparedModel, step: int) -> None:
-        found = quantizers(prepared)
+    def _take_ranges(self, networks: Mapping[str, PreparedModel], step: int) -> None:
+        begin = {name: f"{name}." if len(networks) > 1 else "" for name in networks}
+        found = {begin[name] + path: q for name, network in networks.items() for path, q in quantizers(network).items()}
         self.trained = tuple(path for path, q in found.items() if q.trained and [*q.parameters()])
         means = torch.stack([q.scale.detach().abs().float().mean().cpu() for q in found.values()]).tolist()
         self.curves["range_steps"].append(step)
         for path, mean in zip(found, means, strict=True):
             self.scales.setdefault(path, []).append(mean)
-        for name, share in self._oscillations.shares().items():
-            self.oscillating.setdefault(name, []).append(share)
+        for name in networks:
+            for layer, share in self._oscillations[name].shares().items():
+                self.oscillating.setdefault(begin[name] + layer, []).append(share)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:

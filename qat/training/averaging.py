@@ -20,9 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from qat.errors import ConfigError
 from qat.functional.averaging import blend_, share_kept
+from qat.placement.held import prepared_networks
 from qat.placement.seen import seen_weights
 from qat.training.oscillation import OscillationControl
-from qat.training.own import prepared_networks
 from qat.training.processes import alike
 
 

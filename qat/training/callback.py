@@ -23,6 +23,7 @@ from qat.calibrate import calibrate
 from qat.compile import compile_regions
 from qat.errors import ConfigError, unknown_name
 from qat.placement import PLACEMENTS, PreparedModel, quantizers
+from qat.placement.held import prepared_networks
 from qat.provenance import FLOAT, KEY, provenance
 from qat.recipe import QuantRecipe, numerics
 from qat.switches import fake_quant, freeze_batchnorm, observers
@@ -31,7 +32,6 @@ from qat.training.batches import calibration_loader, looking_ahead
 from qat.training.calls import Call, Step, call_step
 from qat.training.delivery import Delivery
 from qat.training.finite import require_finite_gradients, require_finite_loss
-from qat.training.own import prepared_networks
 from qat.training.preparation import Preparation, require_own_layers, require_own_parameters, stop_waiting
 from qat.training.processes import alike, by_first
 from qat.training.restorable import require_restorable

@@ -19,8 +19,8 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 
 from qat.errors import ConfigError, QatError
+from qat.placement.held import OWN, own_network
 from qat.placement.prepared import device_of
-from qat.training.own import OWN, own_network
 
 
 @dataclass(frozen=True, kw_only=True)

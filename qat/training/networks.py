@@ -14,7 +14,8 @@ from torchmetrics import Metric, MetricCollection
 
 from qat.errors import ConfigError, unknown_name
 from qat.placement import PreparedModel
-from qat.training.own import OWN, has_forward, install, own_network
+from qat.placement.held import OWN, own_network
+from qat.training.own import has_forward, install
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 USUAL = ("model", "net", "network")

@@ -26,11 +26,11 @@ from torch.optim import Optimizer
 from qat.errors import ConfigError
 from qat.functional.across import several
 from qat.functional.oscillation import Oscillation, annealed, damping_loss, follow, freeze_
+from qat.placement.held import prepared_networks
 from qat.placement.seen import SeenWeight, seen_weights
 from qat.quantizers import DoReFa
 from qat.quantizers.trained import TrainedFakeQuantize
 from qat.recipe import QuantRecipe
-from qat.training.own import prepared_networks
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qat.layers import FakeQuantWeight
+from qat.placement.held import prepared_networks
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.quantizers import FakeQuantize
-from qat.training.own import prepared_networks
 
 VALUES = 100_000  # of an activation in a histogram
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from qat.errors import ConfigError
 from qat.functional.across import mean_across, several
+from qat.placement.held import prepared_networks
 from qat.placement.prepared import batchnorms
 from qat.reestimate import reestimate_batchnorm
 from qat.training.batches import looking_ahead
 from qat.training.calls import Step, evaluating
-from qat.training.own import prepared_networks
 from qat.training.processes import first
 
 logger = logging.getLogger(__name__)

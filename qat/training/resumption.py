@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 from qat.errors import CheckpointError, ConfigError
 from qat.models.state_file import listing
 from qat.placement import PreparedModel, quantizers
+from qat.placement.held import prepared_networks
 from qat.provenance import KEY, differences, unreadable
 from qat.recipe import QuantRecipe
 from qat.target import Target
-from qat.training.own import prepared_networks
 from qat.training.restorable import WAY_OUT, strange_structure, strange_weights
 from qat.training.saved import join, prefix
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from qat.placement import quantizers
+from qat.placement.held import OWN, prepared_networks
 from qat.provenance import KEY, RANGES, provenance
-from qat.training.own import OWN, prepared_networks
 
 SAVE, LOAD = "on_save_checkpoint", "on_load_checkpoint"
 

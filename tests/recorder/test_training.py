@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import qat
+from qat.layers import FakeQuantWeight
 from qat.recorder import TrainingRecorder
 from qat.recorder.training import phases_of
 from qat.report.record import Phase, Training, read
 from qat.training import Classifier, QuantizationAwareTraining
 
+ROUNDED = 1e-4  # a record has five digits
 PHASES = {"ranges move": 0.0, "ranges frozen": 0.5}
 
 
@@ -70,3 +75,58 @@ def test_it_is_told_which_scales_are_learned(small_net, images, tmp_path, recipe
     assert set(found.trained) <= set(found.scales)
     assert ("point.weight_quantizer" in found.trained) == learned
     assert bool(found.trained) == learned
+
+
+class Direct(pl.LightningModule):
+    """A stranger's project: the layers lie directly on it, and its forward is the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv(x)).mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Two(Direct):
+    """Two networks, one behind the other."""
+
+    def __init__(self) -> None:
+        pl.LightningModule.__init__(self)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(144, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(("kind", "modules"), [(Direct, None), (Two, ["body", "head"])])
+def test_it_sees_the_networks_of_a_stranger_wherever_they_are(images, tmp_path, kind, modules):
+    loader = DataLoader(TensorDataset(images, torch.arange(16) % 5), batch_size=2)
+    callback, module = QuantizationAwareTraining(recipe="w4a8", modules=modules), kind()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[callback, TrainingRecorder(tmp_path, "qat")],
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    networks = callback.prepared(module)
+    begin = {name: f"{name}." if modules else "" for name in networks}  # told apart only where they are several
+    found = read(tmp_path, Training, "qat")
+    last = {
+        begin[name] + path: float(q.scale.abs().mean())
+        for name, network in networks.items()
+        for path, q in qat.quantizers(network).items()
+    }
+    assert {path: values[-1] for path, values in found.scales.items()} == pytest.approx(last, rel=ROUNDED)
+    assert set(found.oscillating) == {
+        begin[name] + path
+        for name, network in networks.items()
+        for path, layer in network.named_modules()
+        if isinstance(layer, FakeQuantWeight)
+    }

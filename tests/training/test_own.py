@@ -19,8 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import qat
 from qat.errors import ConfigError
+from qat.placement.held import own_network
 from qat.training.oscillation import OscillationControl
-from qat.training.own import own_network
 from qat.training.reseed import SeedEveryEpoch
 
 Trainers = Callable[..., pl.Trainer]
