@@ -3,7 +3,7 @@
 networks, calls, batches   where a stranger's project keeps its network, what it feeds it, and from which data
 schedule                   progress -> phase, pure
 preparation, resumption,   what the callback does: before the optimizers are built, before a checkpoint is loaded,
-delivery                   and when fit has ended
+delivery, finishing        and when fit has ended
 oscillation, averaging,    aids that stand beside the callback
 reestimation
 stopping, position         Ctrl-C and SIGTERM: where training stands, and how it goes on there

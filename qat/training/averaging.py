@@ -22,11 +22,12 @@ from qat.errors import ConfigError
 from qat.functional.averaging import blend_, share_kept
 from qat.placement.held import prepared_networks
 from qat.placement.seen import seen_weights
+from qat.training.finishing import Finishing
 from qat.training.oscillation import OscillationControl
 from qat.training.processes import alike
 
 
-class AveragedWeights(WeightAveraging):
+class AveragedWeights(Finishing, WeightAveraging):
     """An exponential moving average of the weights; stands behind `QuantizationAwareTraining` in a Trainer's callbacks.
 
     Args:
@@ -84,12 +85,12 @@ class AveragedWeights(WeightAveraging):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average after a step of the optimizer, the statistics of BatchNorm too."""
-        average, before = self._average_model, self._latest_update_step
+        if trainer.global_step == self._latest_update_step:  # gradients accumulate
+            return
+        average = self._average_model
         assert average is not None
         averages, kept = int(average.n_averaged), [s.clone() for s in _statistics(self.average)]
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._latest_update_step == before:
-            return
         self._moved = True
         if not averages:  # the first one is the weights themselves
             return
@@ -120,18 +121,12 @@ class AveragedWeights(WeightAveraging):
             now = checkpoint["current_model_state"]
             checkpoint["current_model_state"], checkpoint["state_dict"] = checkpoint["state_dict"], now
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average in the module, the same in every process."""
-        self._settle(pl_module)
-        self._deliver(trainer, pl_module)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same where a checkpoint had nothing left to train; its ranges are settled already."""
-        if not self._delivered:
-            self._deliver(trainer, pl_module)
-
-    def _deliver(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+        if self._delivered:
+            return
+        self._settle(pl_module)  # ranges that a checkpoint brought are settled already
+        WeightAveraging.on_train_end(self, trainer, pl_module)  # copies it there
         alike([pl_module])
         self._delivered = True
 

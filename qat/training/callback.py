@@ -31,6 +31,7 @@ from qat.target import Target
 from qat.training.batches import calibration_loader, looking_ahead
 from qat.training.calls import Call, Step, call_step
 from qat.training.delivery import Delivery
+from qat.training.finishing import finish_all
 from qat.training.finite import require_finite_gradients, require_finite_loss
 from qat.training.preparation import Preparation, require_own_layers, require_own_parameters, stop_waiting
 from qat.training.processes import alike, by_first
@@ -319,6 +320,7 @@ class QuantizationAwareTraining(pl.Callback):
         delivery = self.delivery
         if delivery is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        finish_all(trainer, pl_module)
         ((name, network),) = self.prepared(pl_module).items()
         sha256 = self.preparation.fingerprints.get(name)
         self.artifact, self.report = by_first(lambda: delivery.deliver(trainer, pl_module, name, network, sha256))

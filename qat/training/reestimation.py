@@ -26,12 +26,13 @@ from qat.placement.prepared import batchnorms
 from qat.reestimate import reestimate_batchnorm
 from qat.training.batches import looking_ahead
 from qat.training.calls import Step, evaluating
+from qat.training.finishing import Finishing
 from qat.training.processes import first
 
 logger = logging.getLogger(__name__)
 
 
-class ReestimatedBatchNorm(pl.Callback):
+class ReestimatedBatchNorm(Finishing):
     """Measures BatchNorm's statistics under the final weights; stands behind `QuantizationAwareTraining`.
 
     Args:
@@ -51,8 +52,10 @@ class ReestimatedBatchNorm(pl.Callback):
         """Begin anew."""
         self._measured = False
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, and bring checkpoints of the last step up to date."""
+        if self._measured:
+            return
         networks = prepared_networks(pl_module)
         if not networks:
             raise ConfigError(
@@ -73,11 +76,6 @@ class ReestimatedBatchNorm(pl.Callback):
                 _update(trainer, path, measured)
         trainer.strategy.barrier()
         self._measured = True
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure all the same where a checkpoint had nothing left to train."""
-        if not self._measured:
-            self.on_train_end(trainer, pl_module)
 
 
 class _Networks(nn.Module):

@@ -25,6 +25,7 @@ from qat.training import (
     Distillation,
     OscillationControl,
     QuantizationAwareTraining,
+    ReestimatedBatchNorm,
     SeedEveryEpoch,
 )
 from qat.training.saved import join
@@ -175,6 +176,43 @@ def test_checkpoint_module_and_file_are_one_model(
     assert [k for k, v in module.state_dict().items() if not torch.equal(v, saved[k])] == []
     assert callback.report is not None
     assert callback.report.stages[-1].agreement == 100.0
+
+
+@pytest.mark.runtime
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.parametrize("more", [[], [ReestimatedBatchNorm(batches=2)]], ids=["average", "average and statistics"])
+def test_what_had_ended_is_exported_as_it_was(
+    trainer: Trainers, tiny_net: Any, loader: Loader, tmp_path: Path, more: list[pl.Callback]
+) -> None:
+    """`fit` with the checkpoint of a training that had ended, and `export`: the average, not the last step."""
+    files = []
+    for name, ckpt in (("whole", None), ("again", tmp_path / "last.ckpt")):
+        kept = ModelCheckpoint(tmp_path, "last")
+        callback = QuantizationAwareTraining(recipe="w4a8", export=tmp_path / f"{name}.onnx")
+        callbacks = [callback, SeedEveryEpoch(0), AveragedWeights(decay=0.8), *more, kept]
+        module = classifier(tiny_net, seed=0 if ckpt is None else 1)
+        trainer(*callbacks, max_epochs=2, enable_checkpointing=True).fit(module, loader, loader, ckpt_path=ckpt)
+        assert callback.report is not None
+        assert callback.report.stages[-1].agreement == 100.0
+        files.append((tmp_path / f"{name}.onnx").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_where_gradients_accumulate_it_averages_what_was_stepped_to(
+    trainer: Trainers, tiny_net: Any, loader: Loader
+) -> None:
+    class Steps(History):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
+            if trainer.global_step > len(self.steps):
+                super().on_train_batch_end(trainer, module, *args)
+
+    module, history = classifier(tiny_net), Steps()
+    callbacks = [QuantizationAwareTraining(recipe="w8a8"), AveragedWeights(decay=0.6), history]
+    trainer(*callbacks, max_epochs=3, accumulate_grad_batches=2).fit(module, loader, loader)
+    assert len(history.steps) == 6
+    for key in ("model.conv.weight", "model.norm.running_mean", "model.norm.running_var"):
+        expected = averages(history.steps, key, 0.6)
+        torch.testing.assert_close(module.state_dict()[key], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_teacher_is_not_averaged(trainer: Trainers, tiny_net: Any, loader: Loader) -> None:
