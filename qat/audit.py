@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
@@ -26,6 +27,7 @@ from qat.errors import ArtifactError
 from qat.export.tensorrt_lint import tensorrt_findings
 from qat.runtime import Runtime
 
+UNREADABLE = (OSError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 BATCHES = (1, 2, 7, 64)
 REQUIRED = ("model", "recipe", "target", "fingerprint")  # of any integer file
 DELIVERED = (*REQUIRED, "commit", "data", "top1", "float_sha256")  # of a run's
@@ -113,8 +115,8 @@ def _graph(artifact: Artifact, grids: Grids) -> Iterator[str]:
     try:
         model = onnx.load(artifact.path)
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:
-        yield f"the ONNX checker rejects it: {str(error).strip().splitlines()[0]}"
+    except UNREADABLE as error:
+        yield f"the ONNX checker rejects it: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
         return
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
     if artifact.target is not None and opset != artifact.target.opset:

@@ -151,7 +151,8 @@ class RowReader:
     def _decode_one(self, row: int, cell: dict[str, Any]) -> Tensor:
         where = f"row {row} of {self._table.where}"
         with decoding(where):
-            pixels: Tensor = self._transform(rgb(DECODER.decode_example(cell)))
+            image = rgb(DECODER.decode_example(cell))
+        pixels: Tensor = self._transform(image)
         if tuple(pixels.shape[1:]) != self._size:
             raise DataError(
                 f"{where} is {_by(pixels.shape[1:])}, the first training image {_by(self._size)} pixels: set "

@@ -49,7 +49,9 @@ class FolderReader:
 
     def _decode(self, file: str) -> Tensor:
         with decoding(file), Path(file).open("rb") as stream:
-            return self._transform(rgb(Image.open(stream)))
+            image = rgb(Image.open(stream))
+            image.load()  # pixels are read late
+        return self._transform(image)
 
 
 class ImageFolderData(ImageData):

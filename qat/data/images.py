@@ -103,6 +103,8 @@ def as_batch(batch: Any) -> Any:
 def decoding(where: str) -> Iterator[None]:
     """Turn whatever an image decoder raises into a `DataError` that names the image.
 
+    Nothing but the decoder belongs into it: what comes after may fail for reasons that are not the image's.
+
     Args:
         where: The file or the row, as the reader of the message would look for it.
     """

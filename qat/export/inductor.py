@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch._inductor.config
 from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.export import ExportedProgram
 from torchao.quantization.pt2e.inductor_passes import x86
 
@@ -34,7 +35,7 @@ def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any
     """Compile and save; `about` is what `convert` knows of the model."""
     try:
         get_cpp_compiler()
-    except Exception as error:
+    except InvalidCxxCompiler as error:
         raise ExportError(
             f"target inductor compiles C++ and found no compiler: {error}. Install g++ or set CXX, or use target=torch"
         ) from error

@@ -82,7 +82,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
     del proto.graph.value_info[:]  # shapes follow from the inputs
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the ONNX checker rejects {path.name}: {error}") from error
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qat.artifact import Artifact
 from qat.data import ImageData
+from qat.errors import QatError
 from qat.pipeline.terminal import busy, follow
 from qat.placement.prepared import PreparedModel
 from qat.recorder import record_classes, record_layers, record_run
@@ -36,7 +37,8 @@ def write_page(folder: Path, *recorded: Callable[[], Any]) -> None:
             record.write(folder, each())
         log.info("report: %s", write_report([read_run(folder)], folder))
     except Exception as error:  # whatever it is, a run that trained for hours does not end over its report
-        log.warning("no report: %s", error)
+        # what is not ours to say is a bug, and its traceback says where
+        log.warning("no report: %s", error, exc_info=not isinstance(error, QatError))
 
 
 def operators(cfg: DictConfig, prepared: PreparedModel, artifact: Artifact, data: ImageData) -> Layers:

@@ -68,7 +68,7 @@ def require_installed(target: Target, suffix: str = "") -> None:
     if target.runtime == "inductor":
         try:
             importlib.import_module("torch._inductor.cpp_builder").get_cpp_compiler()
-        except Exception as error:
+        except RuntimeError as error:  # InvalidCxxCompiler
             raise ConfigError(
                 f"target inductor compiles C++, and there is no compiler: {error}. Install g++ or set CXX, or use "
                 "target=torch"

@@ -56,8 +56,11 @@ class OnnxRuntime(Runtime):
 
     def run(self, x: Sequence[Tensor], outputs: Sequence[str] | None) -> list[Tensor]:
         """The named outputs, all of them for None."""
+        if len(x) != len(self.inputs):
+            raise ArtifactError(f"{self.artifact.path.name} takes {', '.join(self.inputs)}, got {len(x)} inputs")
+        feed = _feed(self.inputs, x)
         try:
-            found = self._session.run(outputs, _feed(self.inputs, x))
+            found = self._session.run(outputs, feed)
         except Exception as error:
             raise ArtifactError(f"onnxruntime failed on {self.artifact.path.name}: {error}") from error
         return [torch.from_numpy(value) for value in found]

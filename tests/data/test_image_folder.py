@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from qat.data import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, Normalization
+from qat.data.image_folder import FolderReader
 from qat.errors import ConfigError, DataError
 
 PIXELS = {"mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -130,6 +131,16 @@ def test_an_image_that_does_not_decode(image_root: Path):
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(DataError, match=r"val.dog.1\.png does not decode as an image \(OSError.*take it out"):
         list(ready(image_root).val_dataloader())
+
+
+def test_what_is_done_with_an_image_may_fail_under_its_own_name(image_root: Path):
+    """A bug behind the decoder is no corrupt image."""
+
+    def broken(image: Image.Image) -> torch.Tensor:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        FolderReader([str(image_root / "val" / "dog" / "1.png")], broken)([0])
 
 
 def test_a_file_that_is_no_image(image_root: Path):
