@@ -115,7 +115,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `qat.convert` the function, where the import of `qat/convert.py` would put the module in its place."""
+    """Keeps `qat.convert` the function, where the import of `qat/convert/` would put the module in its place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _HOMES or not isinstance(value, ModuleType):

@@ -238,7 +238,7 @@ class SizedTracer(Tracer):
             fixed = (value for key, value in self.constants.items() if name.startswith(f"{key}_"))
             return self.inputs[name] if name in self.inputs else next(fixed, None)
         if node.op == "get_attr":
-            return self.mode.from_tensor(_attribute(self.root, str(node.target)))
+            return self.mode.from_tensor(operator.attrgetter(str(node.target))(self.root))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
         with self.mode:
             if node.op == "call_method":
@@ -259,10 +259,3 @@ def takes_weights(target: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
     leaves = pytree.tree_leaves((args, dict(kwargs)))
     nodes = (leaf.node if isinstance(leaf, fx.Proxy) else leaf for leaf in leaves)
     return any(isinstance(n, fx.Node) and n.op == "get_attr" for n in nodes)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
