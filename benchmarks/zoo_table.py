@@ -34,7 +34,7 @@ EXPLAINED = {
 HEAD = (
     "model", "px", "prepare, s", "CPU s", "quantizers", "int8 MACs, %", "off: eval", "train", "again", "step",
     "convert + export, s", "CPU s", "agreement, % (off)", "max steps (off)", "agreement, %", "max steps", "mean steps",
-    "noise floor", "file ratio", "threads", "day",
+    "noise floor", "file ratio", "memory, GB", "threads", "day",
 )  # fmt: skip
 
 ABOUT = """
@@ -46,7 +46,8 @@ trainable tensor that the float model's loss reaches (on 2026-11-24: gradients a
 graph optimizations, then its default. Steps are those of the output's integers, against fake-quant. *noise floor*:
 mean steps by which fake-quant differs from itself when its input moves by float32's rounding; a mean below {mean:g}
 steps passes, and above it one below {floor:g} floors. With random weights classes tie, so agreement over {examples}
-images is no accuracy: it decides nothing here. *file ratio*: int8 file to float parameters.
+images is no accuracy: it decides nothing here. *file ratio*: int8 file to float parameters. *memory*: the most that
+the whole process had, about one of it the packages.
 """.strip()
 
 
@@ -70,8 +71,6 @@ def passed(row: Row) -> bool:
     """Same as float when off, finite gradients, and an artefact that computes what fake-quant does."""
     if "error" in row:
         return False
-    if "judged" in row:  # when it was run; its noise floor was not kept
-        return bool(row["judged"])
     same = all(v <= SAME for v in row["off"].values())
     bound = max(MEAN, FLOOR * (row.get("floor") or 0.0))
     return same and not row["bad_gradients"] and all(row[k].get("mean", 0.0) <= bound for k in STAGES if k in row)
@@ -100,7 +99,8 @@ def cells(row: Row) -> list[str]:
         f"{row['convert_s'] + row['export_s']:.1f}", _number(row, ".1f", "convert_cpu_s", "export_cpu_s"),
         f"{off['agreement']:.1f}", f"{off['max']:.1f}",
         f"{ort['agreement']:.1f}", f"{ort['max']:.1f}", f"{ort['mean']:.2f}", _number(row, ".2f", "floor"),
-        f"{row['file_ratio']:.3f}", str(row.get("threads", "")), row.get("day", ""),
+        f"{row['file_ratio']:.3f}", f"{max(row['peak_gb'].values()):.1f}" if "peak_gb" in row else "",
+        str(row.get("threads", "")), row.get("day", ""),
     ]  # fmt: skip
 
 

@@ -6,11 +6,11 @@ Rounding it again at scale s = s_x * s_w gives q back: float32 holds q * s to 2^
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
+
+from qat.export.copies import with_same_tensors
 
 OPS = torch.ops.quantized_decomposed
 DEQUANTIZE = (OPS.dequantize_per_channel.default, OPS.dequantize_per_tensor.default)
@@ -18,7 +18,7 @@ DEQUANTIZE = (OPS.dequantize_per_channel.default, OPS.dequantize_per_tensor.defa
 
 def float_biases(integer: fx.GraphModule) -> fx.GraphModule:
     """A copy of an integer model whose int32 biases are float buffers `[C_out]`, with no dequantize behind them."""
-    model = copy.deepcopy(integer)
+    model = with_same_tensors(integer)
     for node in list(model.graph.nodes):
         if node.target in DEQUANTIZE and node.args[-1] is torch.int32:
             bias = model.get_buffer(str(node.args[0].target)).double()
@@ -36,7 +36,7 @@ def float_biases(integer: fx.GraphModule) -> fx.GraphModule:
 
 def with_zero_points(integer: fx.GraphModule) -> fx.GraphModule:
     """A copy whose weights all have zero points, int64 `[C_out]`, all 0: XNNPACK and Inductor look for them."""
-    model = copy.deepcopy(integer)
+    model = with_same_tensors(integer)
     for node in list(model.graph.nodes):
         if node.target is OPS.dequantize_per_channel.default:
             path = str(node.args[0].target)

@@ -63,6 +63,7 @@ SHAPE_RULES = rewriter.RewriteRuleSet(
         common.transpose_b_matmul_add_to_gemm_rule,
     ]
 )  # what a graph of integers, its weights folded already, has to gain
+LARGEST = 2**31 - 2**24  # bytes of weights: protobuf's limit, with room for the graph
 OPSET = 21  # int4 types and per-tensor attributes of QuantizeLinear
 
 
@@ -78,14 +79,12 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
         read_when_loaded(model)
     model.producer_name = "qat"
     model.metadata_props.update(about.get("metadata", {}))
-    proto = ir.to_proto(model)
-    del proto.graph.value_info[:]  # shapes follow from the inputs
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX checker rejects {path.name}: {error}") from error
     with replacing(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        temporary.write_bytes(_serialized(model, path))
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"the ONNX checker rejects {path.name}: {error}") from error
     return Artifact(
         path=path,
         target=target,
@@ -93,6 +92,19 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
         outputs=tuple(output_names(program)),
         sites=sites,
     )
+
+
+def _serialized(model: ir.Model, path: Path) -> bytes:
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(constant.nbytes for constant in constants if constant is not None)
+    if size > LARGEST:
+        raise ExportError(
+            f"{path.name} would hold {size / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GiB: quantize the "
+            "model, or export it as .pt2"
+        )
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]  # shapes follow from the inputs
+    return proto.SerializeToString(deterministic=True)
 
 
 def _translate(program: ExportedProgram, opset: int, *, integer: bool) -> ir.Model:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from qat.errors import ExportError
+from qat.export.copies import with_same_tensors
 
 
 def export_program(
@@ -26,7 +27,8 @@ def export_program(
     Raises:
         ExportError: torch.export cannot follow the model, or the batch size is baked into it.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    on_cpu = all(tensor.is_cpu for tensor in [*model.parameters(), *model.buffers()])
+    model = (with_same_tensors(model) if on_cpu else copy.deepcopy(model).cpu()).eval()
     inputs = tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in example_inputs)
     batch = Dim.DYNAMIC if max_batch is None else Dim("batch", max=max_batch)
     if max_batch is not None:

@@ -9,16 +9,15 @@ the rows of a product know nothing of each other.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from qat.export.bias import OPS, tidied
+from qat.export.copies import with_shapes
 
 DEQUANTIZE, QUANTIZE = OPS.dequantize_per_tensor.default, OPS.quantize_per_tensor.default
 
@@ -33,9 +32,7 @@ def as_rows(integer: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     linears = [n for n in integer.graph.nodes if _between_integers(n)]
     if not linears:
         return integer
-    model = copy.deepcopy(integer)
-    with torch.no_grad():
-        ShapeProp(model).propagate(*inputs)
+    model = with_shapes(integer, inputs)
     for node in list(model.graph.nodes):
         if _between_integers(node) and len(node.meta["tensor_meta"].shape) > 2:
             _flattened(model.graph, node)

@@ -10,17 +10,16 @@ Such a convolution is exact: its sum is (q - z) * 1, its multiplier s_x * 1 / s_
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from qat.export.bias import OPS, buffer, tidied
+from qat.export.copies import with_shapes
 
 RESHAPES = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
@@ -32,9 +31,7 @@ def for_xnnpack(integer: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModul
         integer: an integer model with float biases.
         inputs: example inputs, `[N, ...]`; their shapes decide.
     """
-    model = copy.deepcopy(integer)
-    with torch.no_grad():
-        ShapeProp(model).propagate(*inputs)
+    model = with_shapes(integer, inputs)
     for index, node in enumerate(list(model.graph.nodes)):
         with model.graph.inserting_before(node):
             new = _rewritten(model, node, f"xnnpack_{index}")

@@ -45,7 +45,7 @@ class OnnxRuntime(Runtime):
         super().__init__(artifact)
         self._optimize = optimize
         self.name = f"onnxruntime {ort.__version__}, optimizations {'on' if optimize else 'off'}"
-        self._session = _session(artifact.path.read_bytes(), artifact, optimize, threads)
+        self._session = _session(artifact.path, artifact, optimize, threads)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self.metadata = self._session.get_modelmeta().custom_metadata_map
@@ -69,7 +69,7 @@ class OnnxRuntime(Runtime):
         """The graph as onnxruntime rewrote it, by the element types of what each operator reads."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimized.onnx"
-            _session(self.artifact.path.read_bytes(), self.artifact, True, None, optimized=path)
+            _session(self.artifact.path, self.artifact, True, None, optimized=path)
             model = onnx.load(path)
         types = self._types(model)
         made_by: dict[str, str] = {}
@@ -137,7 +137,7 @@ def _feed(names: Sequence[str], x: Sequence[Tensor]) -> dict[str, np.ndarray]:
 
 
 def _session(
-    model: bytes, artifact: Artifact, optimize: bool, threads: int | None, optimized: Path | None = None
+    model: bytes | Path, artifact: Artifact, optimize: bool, threads: int | None, optimized: Path | None = None
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     if optimized is not None:
@@ -147,6 +147,7 @@ def _session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        source = str(model) if isinstance(model, Path) else model
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(f"onnxruntime {ort.__version__} refuses {artifact.path.name}: {error}") from error

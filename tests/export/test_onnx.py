@@ -173,3 +173,21 @@ def test_another_target_needs_the_same_grids(prepared, integer, tmp_path):
         ConfigError, match=r"trained for onnxruntime, whose grids mine does not compute on: activation_s"
     ):
         qat.export(integer, tmp_path / "model.onnx", target=signed)
+
+
+def test_a_file_that_protobuf_cannot_hold(integer, tmp_path, monkeypatch):
+    monkeypatch.setattr("qat.export.onnx.LARGEST", 100)  # bytes
+    with pytest.raises(ExportError, match=r"model.onnx would hold .* GB of weights, .* ends at 2 GiB: quantize the"):
+        qat.export(integer, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_checker_reads_the_file_before_it_gets_its_name(integer, tmp_path, monkeypatch):
+    def refuse(path: str, *, full_check: bool) -> None:
+        assert onnx.load(path).graph.node
+        raise onnx.checker.ValidationError("no such operator")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(ExportError, match=r"the ONNX checker rejects model.onnx: no such operator"):
+        qat.export(integer, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
