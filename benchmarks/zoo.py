@@ -53,8 +53,8 @@ mixer_s32_224 resmlp_12_224 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256
 coatnet_nano_rw_224 maxvit_nano_rw_256
 """
 EXAMPLES = 8
-FEWER = {"torchvision/vit_h_14": 2}  # examples, of 632 M parameters: a third of a TFLOP each at 224 pixels
-SMALLER = {"torchvision/vit_h_14": 112}  # pixels, for the same reason; its position embedding is built for them
+FEWER = {"torchvision/vit_h_14": 2, "torchvision/vit_l_16": 2}  # examples, where 8 take a TFLOP for one forward
+SMALLER = {"torchvision/vit_h_14": 112}  # pixels, of 632 M parameters; its position embedding is built for them
 SIZE = 64  # pixels, where the model takes that
 RATE = 1e-3  # of the training step
 KIB_PER_GB = 1e6 / 1.024
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"{zoo_table.verdict(row):5} " + " | ".join(zoo_table.cells(row)), highlight=False)
     if args.markdown:
         missing = [n for n in names() if n not in {model for model, _ in record}]
-        args.markdown.write_text(zoo_table.markdown(in_order(record), examples=EXAMPLES, missing=missing))
+        args.markdown.write_text(zoo_table.markdown(in_order(record), examples=EXAMPLES, fewer=FEWER, missing=missing))
     return 0 if zoo_table.accepted(rows) else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ trainable tensor that the float model's loss reaches (on 2026-11-24: gradients a
 graph optimizations, then its default. Steps are those of the output's integers, against fake-quant. *noise floor*:
 mean steps by which fake-quant differs from itself when its input moves by float32's rounding; a mean below {mean:g}
 steps passes, and above it one below {floor:g} floors. With random weights classes tie, so agreement over {examples}
-images is no accuracy: it decides nothing here. *file ratio*: int8 file to float parameters. *memory*: the most that
+is no accuracy: it decides nothing here. *file ratio*: int8 file to float parameters. *memory*: the most that
 the whole process had, about one of it the packages.
 """.strip()
 
@@ -110,8 +110,9 @@ def _number(row: Row, form: str, *keys: str) -> str:
     return "" if None in found else f"{sum(found):{form}}"  # type: ignore[arg-type]
 
 
-def markdown(rows: Sequence[Row], *, examples: int, missing: Sequence[str]) -> str:
+def markdown(rows: Sequence[Row], *, examples: int, fewer: Mapping[str, int], missing: Sequence[str]) -> str:
     """The page: a verdict, what the columns mean, the table, and why models fail."""
+    images = f"{examples} images{''.join(f', {count} of `{name}`,' for name, count in fewer.items())}"
     versions = machine.versions()
     machines = dict.fromkeys(f"{row['day']}: {row['cpu']}" for row in rows if "day" in row and "cpu" in row)
     failing = {row["model"] for row in rows if not passed(row)}
@@ -121,7 +122,7 @@ def markdown(rows: Sequence[Row], *, examples: int, missing: Sequence[str]) -> s
         "# The zoo",
         f"{sum(models.values())} of {len(models)} models pass. `benchmarks/zoo.py`, last with "
         f"{', '.join(f'{k} {v}' for k, v in versions.items())}. Machines: {'; '.join(machines)}.",
-        ABOUT.format(examples=examples, mean=MEAN, floor=FLOOR),
+        ABOUT.format(examples=images, mean=MEAN, floor=FLOOR),
         *([f"Not run yet: {', '.join(f'`{name}`' for name in missing)}."] if missing else []),
         table(HEAD, [cells(row) for row in rows]),
         *(["## What fails", *why] if why else []),
