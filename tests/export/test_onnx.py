@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 
 import onnx
@@ -176,7 +177,7 @@ def test_another_target_needs_the_same_grids(prepared, integer, tmp_path):
 
 
 def test_a_file_that_protobuf_cannot_hold(integer, tmp_path, monkeypatch):
-    monkeypatch.setattr("qat.export.onnx.LARGEST", 100)  # bytes
+    monkeypatch.setattr(importlib.import_module("qat.export.onnx"), "LARGEST", 100)  # bytes
     with pytest.raises(ExportError, match=r"model.onnx would hold .* GB of weights, .* ends at 2 GiB: quantize the"):
         qat.export(integer, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
