@@ -112,7 +112,7 @@ def _number(row: Row, form: str, *keys: str) -> str:
 
 def markdown(rows: Sequence[Row], *, examples: int, fewer: Mapping[str, int], missing: Sequence[str]) -> str:
     """The page: a verdict, what the columns mean, the table, and why models fail."""
-    images = f"{examples} images{''.join(f', {count} of `{name}`,' for name, count in fewer.items())}"
+    images = f"{examples} images{''.join(f', {count} of `{name}`' for name, count in fewer.items())}{',' * bool(fewer)}"
     versions = machine.versions()
     machines = dict.fromkeys(f"{row['day']}: {row['cpu']}" for row in rows if "day" in row and "cpu" in row)
     failing = {row["model"] for row in rows if not passed(row)}
