@@ -101,6 +101,7 @@ class AveragedWeights(Finishing, WeightAveraging):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average."""
         if self._average_model is not None:
+            alike([pl_module])  # DDP does so before the first batch, which reads the average, and not behind validation
             self._settle(pl_module)
             self._swapped = True
         super().on_validation_epoch_start(trainer, pl_module)
