@@ -14,7 +14,7 @@ from qat.files import TEMPORARY
 from qat.report.objective import FAILURE
 from qat.report.record import FOLDER as RECORD
 from qat.training import run_to_resume
-from qat.training.interruption import CHECKPOINT, FLOAT, LAST, newest_checkpoint
+from qat.training.interruption import CALIBRATED, CHECKPOINT, FLOAT, LAST, newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def checkpoint_of(cfg: DictConfig, section: str) -> str | None:
 
 def clear(folder: Path, *, resumed: bool) -> None:
     """Take away what an earlier run in the same folder left, and what would speak for this one."""
-    for name in (FAILURE, "results.json", *(() if resumed else (OVERRIDE, MEASURED))):
+    for name in (FAILURE, "results.json", *(() if resumed else (OVERRIDE, MEASURED, CALIBRATED))):
         (folder / name).unlink(missing_ok=True)
     for path in folder.rglob(".*"):
         if TEMPORARY.fullmatch(path.name):  # of a process that was killed while it wrote

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import asdict
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,13 @@ from torch import nn
 
 import qat
 from qat.artifact import Artifact
-from qat.checkpoint import load_prepared
 from qat.data import ImageData
 from qat.files import write_text
 from qat.parity import ParityReport
 from qat.pipeline.aids import read_callbacks, read_distillation, require_scales
 from qat.pipeline.analysis import read_analysis
 from qat.pipeline.baseline import float_baseline
+from qat.pipeline.calibration import calibrated
 from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency, say_saturation
@@ -38,7 +36,7 @@ from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
 from qat.placement.prepared import PreparedModel
 from qat.settings import build
 from qat.target import joint
-from qat.training import Classifier, require_training_state
+from qat.training import Classifier
 from qat.training.processes import by_first
 from qat.training.trial import require_exportable
 
@@ -112,20 +110,14 @@ def static(cfg: DictConfig) -> dict[str, Any]:
                 module.learn_features()  # names that nothing has end the run here
         prepared = _prepared(module)
         write_text(folder / "plan.txt", str(prepared.plan))
+        checkpoint = checkpoint_of(cfg, "qat") if cfg.qat.epochs > 0 else None
         with clock("calibrate"):
-            count = cfg.qat.calibration_batches
-            callback.calibrate(module, follow(cfg, islice(data.calibration_dataloader(), count), "calibrating", count))
-            helpers.calibrated(prepared, data.calibration_dataloader(), count, partial(follow, cfg))
-            top1["ptq"] = measure_top1(cfg, module, data)
+            top1["ptq"] = calibrated(cfg, callback, helpers, module, data, checkpoint)
         log.info("PTQ top-1 %.2f %%", top1["ptq"])
         if cfg.qat.epochs > 0 and cfg.qat.try_export:
             with clock("try_export"):
                 by_first(lambda: require_exportable(prepared, target))
         if cfg.qat.epochs > 0:
-            checkpoint = checkpoint_of(cfg, "qat")
-            if checkpoint is not None:  # before Lightning, which would end in a traceback
-                require_training_state(checkpoint)
-                load_prepared(prepared, checkpoint)
             with clock("qat"):
                 fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=checkpoint)
                 top1["qat"] = measure_top1(cfg, module, data)

@@ -2,6 +2,7 @@
 
     RUN/.lock                    held while the run lives; the system lets go of it however the process ends
     RUN/config.yaml              the run began
+    RUN/calibrated.json          its network has ranges; what is trained then goes on from those of a checkpoint
     RUN/checkpoints/last.ckpt    the last complete epoch; last-interrupted.ckpt: inside one (stopping.py)
     RUN/checkpoints/float/       the same, of the float baseline, until that is in the cache
     RUN/results.json             the run ended; without it, it was interrupted
@@ -25,6 +26,7 @@ from qat.errors import CheckpointError, ConfigError, ExportError
 
 LAST = "last"  # instead of a file: the newest run that was interrupted
 BEGUN, ENDED, CHECKPOINT = "config.yaml", "results.json", "checkpoints/last.ckpt"
+CALIBRATED = "calibrated.json"
 STOPPED = "last-interrupted.ckpt"  # beside it; `ckpt_path="last"` of a Trainer finds what begins with last
 FLOAT = "float"  # folder of the baseline's, in that of checkpoints
 

@@ -73,6 +73,42 @@ def test_the_float_baseline_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert steps(tmp_path / "part") == steps(tmp_path / "whole") == ["0", "1", "2", "3", "4", "5"]
 
 
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_what_training_goes_on_from_is_not_calibrated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = (
+        "float.epochs=1", "qat.epochs=2", "quant=w4a8", "qat.adaround={images: 8, iterations: 3}",
+        "qat.calibration_batches=2", "verify.agreement=0", "verify.top1=100", "latency.repeats=1", "report=false",
+        f"cache_dir={tmp_path}/cache",
+    )  # fmt: skip
+    whole = run(config(tmp_path / "whole", *settings))
+
+    def die(self: Classifier) -> None:
+        if self.current_epoch == 1:
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Classifier, "on_train_epoch_start", die)
+        with pytest.raises(KilledError):
+            run(config(tmp_path / "part", *settings))
+    with monkeypatch.context() as patched:
+        for verb in ("qat.training.callback.calibrate", "qat.pipeline.helpers.adaround"):
+            patched.setattr(verb, None)  # called, it would raise
+        caplog.set_level("INFO", logger="qat")
+        goes_on = run(config(tmp_path / "part", *settings, "ckpt_path=last"))
+    assert "weights and ranges from" in caplog.text
+    assert goes_on["top1"] == whole["top1"]
+    one, other = ((tmp_path / name / "int8.onnx").read_bytes() for name in ("whole", "part"))
+    assert one == other
+    # a folder that does not say what calibration had found: it is measured again, and the end is the same
+    (tmp_path / "part" / "calibrated.json").unlink()
+    (tmp_path / "part" / "results.json").unlink()
+    assert run(config(tmp_path / "part", *settings, "ckpt_path=last"))["top1"] == whole["top1"]
+    assert (tmp_path / "part" / "int8.onnx").read_bytes() == one
+
+
 def written(path: Path, when: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
@@ -104,13 +140,13 @@ def test_what_a_run_takes_away(tmp_path: Path) -> None:
         tmp_path / ".int8-abcdefgh.onnx",
     ]
     fresh = [
-        tmp_path / "checkpoints" / "best.ckpt", tmp_path / "checkpoints" / "float" / "last.ckpt",
-        tmp_path / "qat" / "metrics.csv",
+        tmp_path / "calibrated.json", tmp_path / "qat" / "metrics.csv", tmp_path / "checkpoints" / "best.ckpt",
+        tmp_path / "checkpoints" / "float" / "last.ckpt",
     ]  # fmt: skip
     for path in (*stays, *always, *fresh):
         written(path, 1)
     clear(tmp_path, resumed=True)
-    assert [path.exists() for path in (*stays, *always, *fresh)] == [True] * 3 + [False] * 3 + [True] * 3
+    assert [path.exists() for path in (*stays, *always, *fresh)] == [True] * 3 + [False] * 3 + [True] * 4
     clear(tmp_path, resumed=False)
     assert not any(path.exists() for path in fresh)
 
