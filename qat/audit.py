@@ -27,7 +27,8 @@ from qat.errors import ArtifactError
 from qat.export.tensorrt_lint import tensorrt_findings
 from qat.runtime import Runtime
 
-UNREADABLE = (OSError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+# of a damaged file: UnicodeDecodeError, a ValueError, where a name is hit
+UNREADABLE = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 BATCHES = (1, 2, 7, 64)
 REQUIRED = ("model", "recipe", "target", "fingerprint")  # of any integer file
 DELIVERED = (*REQUIRED, "commit", "data", "top1", "float_sha256")  # of a run's

@@ -170,5 +170,7 @@ def test_a_batch_size_that_fails_or_mixes_examples(integer, images, tmp_path):
 def test_truncated_and_unlabelled(integer, tmp_path):
     artifact = qat.export(integer, tmp_path / "model.onnx")
     assert "the metadata lacks recipe" in audit(replace(artifact, metadata={"model": "SmallNet"}))
-    artifact.path.write_bytes(artifact.path.read_bytes()[:500])
-    assert any("the ONNX checker rejects it" in line for line in audit(artifact))
+    whole = artifact.path.read_bytes()
+    for damaged in (whole[:500], whole.replace(b"stem", b"st\xffm", 1)):
+        artifact.path.write_bytes(damaged)
+        assert any("the ONNX checker rejects it" in line for line in audit(artifact))
