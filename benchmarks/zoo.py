@@ -39,6 +39,7 @@ from torch.utils import _pytree as pytree
 
 import qat
 from qat import machine
+from qat.layers import FakeQuantFunction, FakeQuantWeight
 from qat.placement.prepared import PreparedModel, quantizers
 
 # 60 of timm, fixed before the first run: one or two of a family
@@ -58,7 +59,8 @@ SMALLER = {"torchvision/vit_h_14": 112}  # pixels, of 632 M parameters; its posi
 SIZE = 64  # pixels, where the model takes that
 RATE = 1e-3  # of the training step
 KIB_PER_GB = 1e6 / 1.024
-NOISE = 1e-6  # of each input value, about what float32 sums in another order differ by
+NOISE = 1e-6  # of each sum, about what float32 sums in another order differ by
+LAYERS = (FakeQuantWeight, FakeQuantFunction)
 
 
 def names() -> list[str]:
@@ -202,10 +204,20 @@ def prove(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def noise_floor(prepared: nn.Module, x: Tensor, step: float) -> float:
-    """Mean difference, in steps, of the fake-quant model to itself when its input moves by float32's rounding."""
+    """Mean difference, in steps, of the fake-quant model to itself when each layer's sums move by float32's rounding.
+
+    Behind the layers and not at the input: the input's quantizer takes up what is far from a tie.
+    """
     generator = torch.Generator().manual_seed(1)
-    moved = x * (1 + NOISE * torch.randn(x.shape, generator=generator))
-    pairs = zip(outputs(prepared.eval(), x), outputs(prepared, moved), strict=True)
+
+    def moved(layer: nn.Module, args: Any, y: Tensor) -> Tensor:
+        return y * (1 + NOISE * torch.randn(y.shape, generator=generator))
+
+    still = outputs(prepared.eval(), x)
+    hooks = [m.register_forward_hook(moved) for m in prepared.modules() if isinstance(m, LAYERS)]
+    pairs = zip(still, outputs(prepared, x), strict=True)
+    for hook in hooks:
+        hook.remove()
     return max(float((a - b).abs().mean()) for a, b in pairs) / step
 
 

@@ -44,7 +44,8 @@ which other work on the machine leaves alone; wall seconds are upper bounds, as 
 in training, and after switching back and forth. *step*: one of SGD; gradients and updated weights are finite in every
 trainable tensor that the float model's loss reaches (on 2026-11-24: gradients alone). *(off)*: onnxruntime without
 graph optimizations, then its default. Steps are those of the output's integers, against fake-quant. *noise floor*:
-mean steps by which fake-quant differs from itself when its input moves by float32's rounding; a mean below {mean:g}
+mean steps by which fake-quant differs from itself when the sums of its layers (before 2026-11-26: its
+input) move by float32's rounding; a mean below {mean:g}
 steps passes, and above it one below {floor:g} floors. With random weights classes tie, so agreement over {examples}
 is no accuracy: it decides nothing here. *file ratio*: int8 file to float parameters. *memory*: the most that
 the whole process had, about one of it the packages.
