@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # the operators of int8.pt2
 import yaml
 from safetensors.torch import load_file
 
