@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 import qat
 from qat.artifact import Artifact
 from qat.data import ImageData
 from qat.files import write_text
 from qat.parity import ParityReport
-from qat.pipeline.aids import read_callbacks, read_distillation, require_scales
-from qat.pipeline.analysis import read_analysis
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.calibration import calibrated
-from qat.pipeline.callback import build_callback
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency, say_saturation
-from qat.pipeline.helpers import read_helpers
+from qat.pipeline.job import Job, read_job
 from qat.pipeline.lifecycle import begun, conclude, settle
-from qat.pipeline.processes import joined
 from qat.pipeline.reporting import classes, command_line, operators, write_page
 from qat.pipeline.results import summarize
-from qat.pipeline.resumption import checkpoint_of
-from qat.pipeline.source import read_source, with_preprocessing
 from qat.pipeline.terminal import follow
 from qat.pipeline.trainer import fit, measure_top1
-from qat.pipeline.wanted import read_recipe, read_targets, read_tolerance
 from qat.placement.prepared import PreparedModel
 from qat.settings import build
-from qat.target import joint
 from qat.training import Classifier
 from qat.training.processes import by_first
 from qat.training.trial import require_exportable
@@ -73,95 +64,137 @@ def analyze(cfg: DictConfig) -> dict[str, Any]:
     return static(cfg)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """What a run hands over.
+
+    Attributes:
+        int8: the artefact for the first target.
+        as_float: the float model in the same format.
+        report: parity of the artefact.
+        others: parity of the artefact of each further target, by its name.
+        latency_ms: median of a call, by `float` and `int8`.
+    """
+
+    int8: Artifact
+    as_float: Artifact
+    report: ParityReport
+    others: dict[str, ParityReport]
+    latency_ms: dict[str, float]
+
+
 def static(cfg: DictConfig) -> dict[str, Any]:
     """Quantization with ranges that are known before the model runs; trained, if `qat.epochs` is not 0."""
-    with begun(cfg) as (folder, clock):
-        recipe, targets = read_recipe(cfg), read_targets(cfg)
-        target = joint(targets)
-        analysis, recipe = read_analysis(cfg, recipe, target), recipe.settled()
-        callback, aids = build_callback(cfg, recipe, target), read_callbacks(cfg, recipe)
-        source = read_source(cfg)
-        distill, helpers = read_distillation(cfg, source), read_helpers(cfg)
-        require_scales(cfg, recipe)
-        cfg = with_preprocessing(cfg, source)
-        tolerance = read_tolerance(cfg)
-        cfg = joined(cfg)
-        folder = Path(cfg.run_dir)
-        settle(cfg, folder)
-
-        with clock("data"):
-            data: ImageData = build(cfg, "data")
-            data.setup()
-        with clock("float"):
-            baseline = float_baseline(cfg, source, data)
-            top1 = {"float": measure_top1(cfg, baseline, data)}
-        log.info("float top-1 %.2f %%", top1["float"])
-
+    with begun(cfg) as (_, clock):
+        job, top1 = read_job(cfg, clock), dict[str, float]()
+        settle(job.cfg, job.folder)
+        data = _load_data(job)
+        baseline, top1["float"] = _load_float(job, data)
         example = next(iter(data.calibration_dataloader()))[0][:2]
-        model = helpers.before(_copy(baseline), example)
-        if analysis is not None:
-            with clock("analyze"):
-                recipe = analysis.recipe(cfg, model, data, folder)
-            callback = build_callback(cfg, recipe, target)
-        module = build_classifier(cfg, "qat", model, data, distill=distill, teacher=baseline.model)
-        with clock("prepare"):
-            callback.prepare(module, (example,))
-            if distill is not None and distill.features:
-                module.learn_features()  # names that nothing has end the run here
-        prepared = _prepared(module)
-        write_text(folder / "plan.txt", str(prepared.plan))
-        checkpoint = checkpoint_of(cfg, "qat") if cfg.qat.epochs > 0 else None
-        with clock("calibrate"):
-            top1["ptq"] = calibrated(cfg, callback, helpers, module, data, checkpoint)
-        log.info("PTQ top-1 %.2f %%", top1["ptq"])
-        if cfg.qat.epochs > 0 and cfg.qat.try_export:
-            with clock("try_export"):
-                by_first(lambda: require_exportable(prepared, target))
-        if cfg.qat.epochs > 0:
-            with clock("qat"):
-                fit(cfg, "qat", module, data, folder, callback, *aids, ckpt_path=checkpoint)
-                top1["qat"] = measure_top1(cfg, module, data)
-            log.info("QAT top-1 %.2f %%", top1["qat"])
-        else:
-            top1["qat"] = top1["ptq"]
-
+        model = job.helpers.before(copy.deepcopy(baseline.model), example)
+        if job.analysis is not None:
+            with job.clock("analyze"):
+                job = job.with_recipe(job.analysis.recipe(job.cfg, model, data, job.folder))
+        module = _prepare(job, model, baseline, data, example)
+        top1["ptq"] = top1["qat"] = _calibrate(job, module, data)
+        if job.trains:
+            top1["qat"] = _train(job, module, data)
         prepared = _prepared(module).cpu()
-
-        def deliver() -> tuple[dict[str, Artifact], Artifact, ParityReport, dict[str, ParityReport], dict[str, float]]:
-            about = describe(cfg, baseline.model, data, top1["qat"])
-            artifacts, float_file = export_all(cfg, prepared, baseline.model, example, folder, target, clock, about)
-            with clock("verify"):
-                report = qat.verify(
-                    prepared, artifacts[target.artifact], follow(cfg, data.val_dataloader(), "verifying"),
-                    float_model=baseline.model, tolerance=tolerance, strict=False,
-                )  # fmt: skip
-                say_saturation(report, target)
-                others = export_elsewhere(cfg, prepared, targets[1:], folder, data, tolerance, about)
-            with clock("latency"):
-                latency_ms = measure_latency(cfg, {"float": float_file, "int8": artifacts[target.artifact]}, example)
-            return artifacts, float_file, report, others, latency_ms
-
-        artifacts, float_file, report, others, latency_ms = by_first(deliver)
-    results = summarize(cfg, prepared, report, top1, latency_ms, artifacts[target.artifact], float_file, clock)
-    results["also"] = {name: asdict(other.stages[-1]) for name, other in others.items()}
-
-    def end() -> None:
-        conclude(results, folder)
-        if cfg.report:
-            int8, as_float = artifacts[target.artifact], baseline.cpu().eval()
-            write_page(
-                folder, lambda: operators(cfg, prepared, int8, data), lambda: classes(cfg, as_float, int8, data, folder)
-            )
-        log.info("everything this run wrote: %s", folder)
-        for each in (report, *others.values()):
-            each.require()
-
-    by_first(end)
+        delivered = by_first(lambda: _deliver(job, prepared, baseline, data, example, top1["qat"]))
+    results = _results(job, prepared, delivered, top1)
+    by_first(lambda: _end(job, prepared, baseline, delivered, data, results))
     return results
 
 
-def _copy(module: Classifier) -> nn.Module:
-    return copy.deepcopy(module.model)
+def _load_data(job: Job) -> ImageData:
+    with job.clock("data"):
+        data: ImageData = build(job.cfg, "data")
+        data.setup()
+    return data
+
+
+def _load_float(job: Job, data: ImageData) -> tuple[Classifier, float]:
+    """The float model, trained where the config says so, and its top-1."""
+    with job.clock("float"):
+        baseline = float_baseline(job.cfg, job.source, data)
+        top1 = measure_top1(job.cfg, baseline, data)
+    log.info("float top-1 %.2f %%", top1)
+    return baseline, top1
+
+
+def _prepare(job: Job, model: nn.Module, baseline: Classifier, data: ImageData, example: Tensor) -> Classifier:
+    """The module that holds the fake-quant model; its plan is in the folder."""
+    module = build_classifier(job.cfg, "qat", model, data, distill=job.distill, teacher=baseline.model)
+    with job.clock("prepare"):
+        job.callback.prepare(module, (example,))
+        if job.distill is not None and job.distill.features:
+            module.learn_features()  # names that nothing has end the run here
+    write_text(job.folder / "plan.txt", str(_prepared(module).plan))
+    return module
+
+
+def _calibrate(job: Job, module: Classifier, data: ImageData) -> float:
+    """Ranges from data, or all that a checkpoint has; the top-1 of post-training quantization."""
+    with job.clock("calibrate"):
+        top1 = calibrated(job.cfg, job.callback, job.helpers, module, data, job.checkpoint)
+    log.info("PTQ top-1 %.2f %%", top1)
+    return top1
+
+
+def _train(job: Job, module: Classifier, data: ImageData) -> float:
+    """Quantization-aware training, from where it was interrupted; its top-1."""
+    cfg, prepared = job.cfg, _prepared(module)
+    if cfg.qat.try_export:
+        with job.clock("try_export"):
+            by_first(lambda: require_exportable(prepared, job.target))
+    with job.clock("qat"):
+        fit(cfg, "qat", module, data, job.folder, job.callback, *job.aids, ckpt_path=job.checkpoint)
+        top1 = measure_top1(cfg, module, data)
+    log.info("QAT top-1 %.2f %%", top1)
+    return top1
+
+
+def _deliver(
+    job: Job, prepared: PreparedModel, baseline: Classifier, data: ImageData, example: Tensor, top1: float
+) -> Delivered:
+    """Artefacts for every target, each compared with the model, and how fast they are."""
+    cfg, target = job.cfg, job.target
+    about = describe(cfg, baseline.model, data, top1)
+    artifacts, as_float = export_all(cfg, prepared, baseline.model, example, job.folder, target, job.clock, about)
+    int8 = artifacts[target.artifact]
+    with job.clock("verify"):
+        report = qat.verify(
+            prepared, int8, follow(cfg, data.val_dataloader(), "verifying"),
+            float_model=baseline.model, tolerance=job.tolerance, strict=False,
+        )  # fmt: skip
+        say_saturation(report, target)
+        others = export_elsewhere(cfg, prepared, job.targets[1:], job.folder, data, job.tolerance, about)
+    with job.clock("latency"):
+        latency_ms = measure_latency(cfg, {"float": as_float, "int8": int8}, example)
+    return Delivered(int8=int8, as_float=as_float, report=report, others=others, latency_ms=latency_ms)
+
+
+def _results(job: Job, prepared: PreparedModel, found: Delivered, top1: dict[str, float]) -> dict[str, Any]:
+    results = summarize(job.cfg, prepared, found.report, top1, found.latency_ms, found.int8, found.as_float, job.clock)
+    results["also"] = {name: asdict(other.stages[-1]) for name, other in found.others.items()}
+    return results
+
+
+def _end(
+    job: Job, prepared: PreparedModel, baseline: Classifier, found: Delivered, data: ImageData, results: dict[str, Any]
+) -> None:
+    """Results, card and page; then the gate."""
+    conclude(results, job.folder)
+    if job.cfg.report:
+        cfg, folder, as_float = job.cfg, job.folder, baseline.cpu().eval()
+        write_page(
+            folder,
+            lambda: operators(cfg, prepared, found.int8, data),
+            lambda: classes(cfg, as_float, found.int8, data, folder),
+        )
+    log.info("everything this run wrote: %s", job.folder)
+    for each in (found.report, *found.others.values()):
+        each.require()
 
 
 def _prepared(module: Classifier) -> PreparedModel:
