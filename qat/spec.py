@@ -79,11 +79,6 @@ class IntSpec:
         return 0 if self.signed else 2 ** (self.bits - 1)
 
     @property
-    def fills_storage(self) -> bool:
-        """Whether saturation of the 8-bit storage type already is this grid's clamp."""
-        return (self.qmin, self.qmax) == ((-128, 127) if self.signed else (0, 255))
-
-    @property
     def short(self) -> str:
         """`int8`, `uint8`."""
         return f"{'int' if self.signed else 'uint'}{self.bits}"

@@ -37,12 +37,6 @@ def test_text_and_ends(spec, ends, text):
     assert str(spec) == text
 
 
-@given(bits=BITS, signed=st.booleans(), narrow=st.booleans())
-def test_only_full_eight_bits_fill_the_storage(bits, signed, narrow):
-    narrow = narrow and signed
-    assert IntSpec(bits=bits, signed=signed, narrow=narrow).fills_storage == (bits == 8 and not narrow)
-
-
 def test_symmetric_zero_point_of_an_unsigned_grid_is_its_middle():
     assert IntSpec(signed=False).symmetric_zero_point == 128
     assert IntSpec(signed=True).symmetric_zero_point == 0

@@ -158,8 +158,3 @@ def norm_act_quant(x: Tensor, norm: Norm, activation: Clamp, quant: Quant, obser
         observe: shown BatchNorm's output before the scale is read; None when ranges are frozen.
     """
     return NormActQuant.apply(x, norm.weight, norm.bias, norm, activation, quant, observe)
-
-
-def grid_of(quant: Quant, activation: Clamp) -> Grid:
-    """The grid that `norm_act_quant` lands on."""
-    return grid(*quant, activation)
