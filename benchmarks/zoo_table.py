@@ -27,7 +27,7 @@ EXPLAINED = {
         "but the class token, so its scale is exactly twice its inputs', and half of the class token's sums lie "
         "exactly between two integers. onnxruntime's kernel rounds them to even, float arithmetic (fake-quant, and "
         "the file with optimizations off) as float32's own rounding has it; and the logits are read from that "
-        "token alone. Noise on the input leaves these ties as they are, so the floor does not show them"
+        "token alone. Both summands are on grids, so noise behind the layers leaves these ties as they are"
     ),
 }
 
