@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
-from qat.export.program import input_names, output_names
+from qat.export.program import artifact_of
 from qat.export.quiet import quiet
 from qat.files import replacing
 
@@ -50,10 +50,4 @@ def write_executorch(program: ExportedProgram, path: Path, about: Mapping[str, A
         ) from error
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-    return Artifact(
-        path=path,
-        target=about.get("target"),
-        inputs=tuple(input_names(program)),
-        outputs=tuple(output_names(program)),
-        sites=tuple(about.get("sites", ())),
-    )
+    return artifact_of(program, path, about)

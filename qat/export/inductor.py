@@ -22,7 +22,7 @@ from torchao.quantization.pt2e.inductor_passes import x86
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
-from qat.export.program import input_names, output_names
+from qat.export.program import artifact_of
 from qat.export.quiet import quiet
 from qat.files import replacing
 
@@ -43,13 +43,7 @@ def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any
         compiled = Path(folder) / path.name
         _compile(program, compiled)
         _pack(compiled, temporary, json.dumps(about.get("metadata", {})))
-    return Artifact(
-        path=path,
-        target=about.get("target"),
-        inputs=tuple(input_names(program)),
-        outputs=tuple(output_names(program)),
-        sites=tuple(about.get("sites", ())),
-    )
+    return artifact_of(program, path, about)
 
 
 def _pack(compiled: Path, path: Path, metadata: str) -> None:

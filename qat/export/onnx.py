@@ -13,10 +13,7 @@ What the stock exporter leaves to be done here:
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +36,8 @@ from qat.export.decomposition import decomposed_when_needed
 from qat.export.dynamic import dynamic_translations
 from qat.export.packing import OPSET as PACKED_OPSET
 from qat.export.packing import pack_weights
-from qat.export.program import input_names, output_names
+from qat.export.program import artifact_of, input_names, output_names
+from qat.export.quiet import quiet
 from qat.export.stored import read_when_loaded
 from qat.files import replacing
 from qat.target import Target
@@ -64,15 +62,15 @@ SHAPE_RULES = rewriter.RewriteRuleSet(
     ]
 )  # what a graph of integers, its weights folded already, has to gain
 LARGEST = 2**31 - 2**24  # bytes of weights: protobuf's limit, with room for the graph
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")  # a line per constant that they merged
 OPSET = 21  # int4 types and per-tensor attributes of QuantizeLinear
 
 
 def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
     """Translate, tidy up, check, and save; `about` is what `convert` knows of the model."""
     target: Target | None = about.get("target")
-    sites = tuple(about.get("sites", ()))
     model = _translate(program, target.opset if target else OPSET, integer=target is not None)
-    _tidy(model, sites, path)
+    _tidy(model, tuple(about.get("sites", ())), path)
     if target is not None and target.runtime == "onnxruntime" and target.opset >= PACKED_OPSET:
         pack_weights(model)
     if about.get("stored"):
@@ -85,13 +83,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
             onnx.checker.check_model(str(temporary), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"the ONNX checker rejects {path.name}: {error}") from error
-    return Artifact(
-        path=path,
-        target=target,
-        inputs=tuple(input_names(program)),
-        outputs=tuple(output_names(program)),
-        sites=sites,
-    )
+    return artifact_of(program, path, about)
 
 
 def _serialized(model: ir.Model, path: Path) -> bytes:
@@ -109,7 +101,7 @@ def _serialized(model: ir.Model, path: Path) -> bytes:
 
 def _translate(program: ExportedProgram, opset: int, *, integer: bool) -> ir.Model:
     try:
-        with _quiet():
+        with quiet(*LOGGERS):
             exported = torch.onnx.export(
                 decomposed_when_needed(program),
                 dynamo=True,
@@ -127,7 +119,7 @@ def _translate(program: ExportedProgram, opset: int, *, integer: bool) -> ir.Mod
             "Replace that operator in forward, or pass a translation through torch.onnx's registry"
         ) from error
     assert exported is not None
-    with _quiet():
+    with quiet(*LOGGERS):
         return _simplify(exported.model) if integer else exported.model
 
 
@@ -146,22 +138,6 @@ def _simplify(model: ir.Model) -> ir.Model:
         passes.common.NameFixPass(),
     )(model)
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own deprecations, and its line per constant that it merged."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
 
 
 def _translations(program: ExportedProgram) -> dict[Any, Any]:

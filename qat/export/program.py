@@ -1,15 +1,18 @@
-"""The step that all artefacts share: torch.export with a dynamic batch dimension."""
+"""What all artefacts share: torch.export with a dynamic batch dimension before, what the file is called after."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from qat.artifact import Artifact
 from qat.errors import ExportError
 from qat.export.copies import with_same_tensors
 
@@ -58,3 +61,14 @@ def output_names(program: ExportedProgram) -> list[str]:
     """`output`, or `output_0`, `output_1`, ... for a model with several."""
     count = len(program.graph_signature.user_outputs)
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def artifact_of(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
+    """The file that a program was written to; `about` is what `convert` knows of the model."""
+    return Artifact(
+        path=path,
+        target=about.get("target"),
+        inputs=tuple(input_names(program)),
+        outputs=tuple(output_names(program)),
+        sites=tuple(about.get("sites", ())),
+    )

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
-from qat.export.program import input_names, output_names
+from qat.export.program import artifact_of
 from qat.files import replacing
 
 
@@ -19,10 +19,4 @@ def write_pt2(program: ExportedProgram, path: Path, about: Mapping[str, Any]) ->
     """Save the program; `about` is what `convert` knows of the model."""
     with replacing(path) as temporary:
         torch.export.save(program, temporary, extra_files={"qat.json": json.dumps(about.get("metadata", {}))})
-    return Artifact(
-        path=path,
-        target=about.get("target"),
-        inputs=tuple(input_names(program)),
-        outputs=tuple(output_names(program)),
-        sites=tuple(about.get("sites", ())),
-    )
+    return artifact_of(program, path, about)
