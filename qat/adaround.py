@@ -10,16 +10,15 @@ reads the learned integers; scales must not move afterwards. For post-training q
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qat.bias_correction import Norm, require_graph, weighted_in_order
+from qat.bias_correction import Norm, batches_for, weighted_in_order
 from qat.calibrate import forward
-from qat.errors import CalibrationError, ConfigError, PlacementError
+from qat.errors import ConfigError
 from qat.functional.adaround import beta_at, penalty, soft_step, soft_weight, undecided
 from qat.functional.affine import broadcast
 from qat.functional.ste import IDENTITY, Clamp
@@ -62,14 +61,8 @@ def adaround(
         CalibrationError: no batch, or ranges that were never observed.
         ConfigError: a quantizer that does not round its weight itself.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise PlacementError(f"adaround needs a model from qat.prepare, got {type(prepared).__name__}")
-    require_graph(prepared, "adaround")
-    kept = list(islice(batches, max_batches))
-    if not kept:
-        raise CalibrationError("adaround saw no batch; pass at least one, e.g. a DataLoader")
+    kept = batches_for("adaround", prepared, batches, max_batches)
     for name, quantizer in quantizers(prepared).items():
-        quantizer.require_calibrated(name)
         if isinstance(quantizer, DoReFa):
             raise ConfigError(f"{name} rounds a tanh of its weight; adaround needs another weight quantizer")
     baseline = cast(PreparedModel, pruned.copied(prepared)).eval()

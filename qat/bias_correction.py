@@ -21,7 +21,7 @@ from qat.errors import CalibrationError, PlacementError
 from qat.layers import FakeQuantLinear, FakeQuantWeight
 from qat.placement.modules import PreparedModules
 from qat.placement.prepared import PreparedModel, quantizers
-from qat.switches import fake_quant
+from qat.switches import as_deployed, fake_quant
 
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -41,19 +41,9 @@ def correct_biases(prepared: PreparedModel, batches: Iterable[Any], *, max_batch
         PlacementError: not a prepared model, or one without a graph.
         CalibrationError: no batch, or ranges that were never observed.
     """
-    if not isinstance(prepared, PreparedModel):
-        raise PlacementError(f"bias correction needs a model from qat.prepare, got {type(prepared).__name__}")
-    require_graph(prepared, "bias correction")
-    kept = list(islice(batches, max_batches))
-    if not kept:
-        raise CalibrationError("bias correction saw no batch; pass at least one, e.g. a DataLoader")
-    for name, quantizer in quantizers(prepared).items():
-        quantizer.require_calibrated(name)
-    modes = {module: module.training for module in prepared.modules()}
-    enabled = {q: q.enabled for q in quantizers(prepared).values()}
+    kept = batches_for("bias correction", prepared, batches, max_batches)
     without = []
-    try:
-        prepared.eval()
+    with as_deployed(prepared):
         layers = weighted_in_order(prepared)
         fake_quant(prepared, enabled=False)
         wanted = _means(prepared, list(layers), kept)
@@ -67,20 +57,28 @@ def correct_biases(prepared: PreparedModel, batches: Iterable[Any], *, max_batch
                 cast(Tensor, norm.running_mean).add_(change)
             else:
                 layer.bias.sub_(change)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for quantizer, was in enabled.items():
-            quantizer.enabled = was
     return tuple(without)
 
 
-def require_graph(prepared: PreparedModel, what: str) -> None:
-    """Raise `PlacementError` for a model that was prepared by modules: it does not say which layer follows which."""
+def batches_for(what: str, prepared: PreparedModel, batches: Iterable[Any], max_batches: int) -> list[Any]:
+    """The batches that `what` goes along the graph of a calibrated model with.
+
+    Raises:
+        PlacementError: not a prepared model, or one without a graph, which does not say which layer follows which.
+        CalibrationError: no batch, or ranges that were never observed.
+    """
+    if not isinstance(prepared, PreparedModel):
+        raise PlacementError(f"{what} needs a model from qat.prepare, got {type(prepared).__name__}")
     if isinstance(prepared, PreparedModules):
         raise PlacementError(
             f"{what} goes along the graph of {prepared.plan.model}, and placement=modules has none; use placement=graph"
         )
+    kept = list(islice(batches, max_batches))
+    if not kept:
+        raise CalibrationError(f"{what} saw no batch; pass at least one, e.g. a DataLoader")
+    for name, quantizer in quantizers(prepared).items():
+        quantizer.require_calibrated(name)
+    return kept
 
 
 def weighted_in_order(prepared: PreparedModel) -> dict[FakeQuantWeight, tuple[str, Norm | None]]:
