@@ -11,6 +11,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import qat
+
 # derandomize: the same examples in every run, so that a red test is red everywhere; no database, so no files
 settings.register_profile("qat", deadline=None, database=None, derandomize=True, max_examples=60, print_blob=False)
 settings.load_profile("qat")
@@ -110,3 +112,17 @@ def small_net() -> SmallNet:
 def images() -> Tensor:
     """`[16, 3, 8, 8]` in [-1, 1]."""
     return torch.rand(16, 3, 8, 8) * 2 - 1
+
+
+@pytest.fixture
+def prepared(small_net, images) -> qat.PreparedModel:
+    """The small net in fake-quant, calibrated, in evaluation mode."""
+    model = qat.prepare(small_net, images[:2])
+    qat.calibrate(model, [images])
+    return model.eval()
+
+
+@pytest.fixture
+def integer(prepared) -> torch.fx.GraphModule:
+    """Its integer model."""
+    return qat.convert(prepared)

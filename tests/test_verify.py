@@ -12,13 +12,6 @@ pytestmark = pytest.mark.runtime
 
 
 @pytest.fixture
-def prepared(small_net, images) -> qat.PreparedModel:
-    model = qat.prepare(small_net, images[:2])
-    qat.calibrate(model, [images])
-    return model
-
-
-@pytest.fixture
 def batches(images, small_net) -> list:
     labels = small_net(images).argmax(1)
     return [(images[:9], labels[:9]), (images[9:], labels[9:])]

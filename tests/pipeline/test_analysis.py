@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import qat
@@ -20,35 +20,20 @@ from qat.pipeline import run
 from qat.pipeline.analysis import read_analysis
 from qat.pipeline.wanted import read_recipe, read_targets
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+Config = Callable[..., DictConfig]
 QUICK = [
     "model=resnet20", "quant=w4a4_lsq", "data.image_size=8", "data.batch_size=32", "analyze.batches=1",
     "qat.calibration_batches=1", "trainer.enable_progress_bar=false", "trainer.limit_train_batches=1",
     "trainer.log_every_n_steps=1", "latency.repeats=1", "report=false", "verify.agreement=0", "verify.top1=100",
 ]  # fmt: skip
 
-pytestmark = [
-    pytest.mark.runtime,
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
-
-
-def config(folder: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*QUICK, f"run_dir={folder}", *overrides])
+pytestmark = pytest.mark.runtime
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("float") / "float.pt"
-    torch.save(resnet20().state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def analyzed(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def analyzed(
+    config: Config, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """A run of `task=analyze` without a budget: its folder, its results, and `sensitivity.json`."""
     folder = tmp_path_factory.mktemp("analyze")
     results = run(config(folder, "task=analyze", f"init_from={checkpoint}", "qat.distill={weight: 0.5}"))
@@ -94,7 +79,7 @@ def test_the_picture_is_one(analyzed):
     assert "layer3.2.conv2" in text
 
 
-def test_a_later_run_takes_the_file(analyzed, tmp_path):
+def test_a_later_run_takes_the_file(config, analyzed, tmp_path):
     folder, results, told = analyzed
     recipe = read_recipe(config(tmp_path, f"quant.override={folder / 'override.yaml'}"))
     prepared = qat.prepare(resnet20(), torch.rand(2, 3, 8, 8), recipe)
@@ -105,7 +90,7 @@ def test_a_later_run_takes_the_file(analyzed, tmp_path):
     assert 5 < results["mean_bits"]["weight"] < 5.6
 
 
-def test_one_command_measures_searches_and_trains(checkpoint, tmp_path, caplog):
+def test_one_command_measures_searches_and_trains(config, checkpoint, tmp_path, caplog):
     with caplog.at_level("INFO", "qat"):
         results = run(config(tmp_path, f"init_from={checkpoint}", "quant.budget=5", "qat.epochs=1"))
     assert "mean bits: weights" in caplog.text
@@ -133,7 +118,7 @@ def test_one_command_measures_searches_and_trains(checkpoint, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_with_its_widths(checkpoint, tmp_path):
+def test_an_interrupted_run_goes_on_with_its_widths(config, checkpoint, tmp_path):
     given = [f"init_from={checkpoint}", "quant.budget=5"]
     run(config(tmp_path, *given, "qat.epochs=1"))
     results = run(config(tmp_path, *given, "qat.epochs=2", f"ckpt_path={tmp_path}/checkpoints/last.ckpt"))
@@ -141,7 +126,7 @@ def test_an_interrupted_run_goes_on_with_its_widths(checkpoint, tmp_path):
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
 
 
-def test_nothing_is_measured_unless_asked_for(tmp_path):
+def test_nothing_is_measured_unless_asked_for(config, tmp_path):
     cfg = config(tmp_path)
     assert read_analysis(cfg, read_recipe(cfg), read_targets(cfg)[0]) is None
     cfg = config(tmp_path, "quant.budget={weight: 5}", "analyze.weight_bits=[8, 2]", "analyze.batches=3")
@@ -151,7 +136,7 @@ def test_nothing_is_measured_unless_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("experiment", ["mixed5", "w5a5"])
-def test_the_experiments_differ_in_the_budget_alone(tmp_path, experiment):
+def test_the_experiments_differ_in_the_budget_alone(config, tmp_path, experiment):
     cfg = config(tmp_path, f"experiment=cifar10_resnet20_{experiment}", "data.path=d", "init_from=f.th")
     recipe = read_recipe(cfg)
     assert (recipe.weight.bits, recipe.activation.bits, recipe.budget) == (5, 5, 5 if experiment == "mixed5" else None)
@@ -178,13 +163,13 @@ def test_the_experiments_differ_in_the_budget_alone(tmp_path, experiment):
         (["quant.override=nowhere.yaml"], r"quant.override=nowhere.yaml is no file; task=analyze writes one"),
     ],
 )  # fmt: skip
-def test_refused_before_anything_is_written(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_refused_before_anything_is_written(config: Config, tmp_path: Path, overrides: list[str], message: str) -> None:
     pytest.importorskip("executorch")
     with pytest.raises(ConfigError, match=message):
         run(config(tmp_path, *overrides))
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_a_file_that_is_too_small_for_any_width(checkpoint, tmp_path):
+def test_a_file_that_is_too_small_for_any_width(config, checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=r"stores the weights in 0.01 MB: the smallest quant.budget_mb that can be"):
         run(config(tmp_path, f"init_from={checkpoint}", "quant.budget_mb=0.01"))

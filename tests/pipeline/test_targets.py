@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qat.models import resnet20
@@ -16,24 +16,18 @@ from qat.pipeline import run
 from qat.runtime import EXTRAS
 from qat.target import Target
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+Config = Callable[..., DictConfig]
 QUICK = ["task=ptq", "model=resnet20", "trainer.enable_progress_bar=false", "qat.calibration_batches=2",
          "latency.repeats=1", "report=false", "verify.agreement=50", "verify.top1=50"]  # fmt: skip
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.runtime,
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
 
-def config(folder: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*QUICK, f"run_dir={folder}", f"cache_dir={folder}/cache", *overrides])
-
-
 @pytest.mark.parametrize("name", ["onnxruntime_vnni", "openvino", "executorch", "inductor", "tensorrt", "torch"])
-def test_a_run_delivers_what_its_runtime_runs(name: str, tmp_path: Path) -> None:
+def test_a_run_delivers_what_its_runtime_runs(config: Config, name: str, tmp_path: Path) -> None:
     target = Target.parse(name)
     if target.runtime in EXTRAS:
         pytest.importorskip(EXTRAS[target.runtime], reason=f"the extra `{target.runtime}` is not installed")

@@ -5,47 +5,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qat.errors import ConfigError, ParityError
-from qat.models import resnet20
 from qat.pipeline import run
 from qat.pipeline.resumption import clear
 from qat.pipeline.tasks import TASKS
 from qat.pipeline.terminal import busy, follow
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+CONF = Path(__file__).parents[2] / "conf"
+Config = Callable[..., DictConfig]
 QUICK = ["model=resnet20", "trainer.enable_progress_bar=false", "latency.repeats=1", "report=false"]
 
-pytestmark = [
-    pytest.mark.runtime,
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
-
-
-def config(folder: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*QUICK, f"run_dir={folder}", f"cache_dir={folder}/cache", *overrides])
+pytestmark = pytest.mark.runtime
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("float") / "float.pt"
-    torch.save(resnet20().state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def delivered(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+def delivered(
+    config: Config, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path
+) -> tuple[Path, dict[str, Any]]:
     """A run of `task=ptq`: its folder and results. The float model is untrained, and ties between classes are many."""
     folder = tmp_path_factory.mktemp("ptq")
     cfg = config(folder, "task=ptq", f"init_from={checkpoint}", "qat.calibration_batches=2", "verify.agreement=50",
@@ -64,7 +48,7 @@ def test_ptq_trains_nothing_and_delivers(delivered: tuple[Path, dict[str, Any]])
 
 @pytest.mark.parametrize("given", ["", "int8.onnx"])
 def test_evaluating_what_was_delivered_gives_its_numbers(
-    delivered: tuple[Path, dict[str, Any]], tmp_path: Path, given: str
+    config: Config, delivered: tuple[Path, dict[str, Any]], tmp_path: Path, given: str
 ) -> None:
     folder, before = delivered
     results = run(config(tmp_path, "task=evaluate", f"evaluate.artifact={folder / given}", "verify.top1=50",
@@ -92,7 +76,7 @@ def test_a_folder_that_is_used_again_keeps_nothing_of_the_report(tmp_path: Path)
         assert (tmp_path / "record").exists() == resumed
 
 
-def test_quiet_takes_every_bar_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_takes_every_bar_away(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(cfg: DictConfig) -> dict[str, Any]:
         batches = [1, 2]
         bars = {"training": cfg.trainer.enable_progress_bar, "stages": follow(cfg, batches, "a") is not batches}
@@ -106,7 +90,9 @@ def test_quiet_takes_every_bar_away(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert cfg.trainer.enable_progress_bar  # the caller's config is left alone
 
 
-def test_evaluating_the_integer_program_alone(delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_evaluating_the_integer_program_alone(
+    config: Config, delivered: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     lonely = tmp_path / "alone.pt2"
     lonely.write_bytes((delivered[0] / "int8.pt2").read_bytes())
     results = run(config(tmp_path / "run", "task=evaluate", f"evaluate.artifact={lonely}"))
@@ -114,7 +100,7 @@ def test_evaluating_the_integer_program_alone(delivered: tuple[Path, dict[str, A
     assert results["passed"]
 
 
-def test_a_file_of_another_target(delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_file_of_another_target(config: Config, delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     file = delivered[0] / "int8.onnx"
     with pytest.raises(
         ConfigError, match=r"was exported for target onnxruntime, not executorch: use target=onnxruntime"
@@ -123,7 +109,7 @@ def test_a_file_of_another_target(delivered: tuple[Path, dict[str, Any]], tmp_pa
 
 
 def test_a_reference_of_another_model_is_left_out(
-    delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Config, delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "int8.onnx").write_bytes((delivered[0] / "int8.onnx").read_bytes())
     (tmp_path / "int8.pt2").write_text("not a program")
@@ -133,7 +119,7 @@ def test_a_reference_of_another_model_is_left_out(
 
 
 def test_images_prepared_in_another_way_are_named(
-    delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Config, delivered: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ParityError, match=r"Evaluate on the machine that it was verified on"):
         run(config(tmp_path, "task=evaluate", f"evaluate.artifact={delivered[0]}", "data.mean=[0, 0, 0]",
@@ -141,7 +127,9 @@ def test_images_prepared_in_another_way_are_named(
     assert "the file was trained with mean [" in caplog.text
 
 
-def test_evaluating_a_float_model(checkpoint: Path, delivered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_evaluating_a_float_model(
+    config: Config, checkpoint: Path, delivered: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     results = run(config(tmp_path, "task=evaluate", f"init_from={checkpoint}"))
     assert results["top1"] == {"float": pytest.approx(delivered[1]["top1"]["float"])}
     assert results["agreement"] == 100.0
@@ -171,7 +159,7 @@ def test_the_command_ends_well_without_int8(checkpoint: Path, tmp_path: Path) ->
         (["task=evaluate", "init_from=a.pt", "init_reset_head=true"], r"trains a new head, and task=evaluate trains n"),
     ],
 )
-def test_refused_before_anything_is_written(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_refused_before_anything_is_written(config: Config, tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(config(tmp_path, *overrides))
     assert not (tmp_path / "config.yaml").exists()

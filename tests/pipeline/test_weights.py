@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from qat.errors import ConfigError, PlacementError
 from qat.pipeline import run
 from qat.pipeline.weights import say_unused
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+Config = Callable[..., DictConfig]
 QUICK = ["trainer.enable_progress_bar=false", "latency.repeats=1", "float.epochs=1", "report=false"]
 TINY = {"transformer": ["model.width=16", "model.depth=1", "model.heads=2"], "lstm": ["model.hidden=16"]}
 
-pytestmark = [
-    pytest.mark.runtime,
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
-
-
-def config(folder: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*QUICK, f"run_dir={folder}", f"cache_dir={folder.parent}/cache", *overrides])
+pytestmark = pytest.mark.runtime
 
 
 @pytest.mark.parametrize(
@@ -37,7 +28,7 @@ def config(folder: Path, *overrides: str) -> DictConfig:
         ("digits_transformer_weight_only", "transformer", "w4 weight-only"),
     ],
 )
-def test_the_demos_end_in_a_card(experiment: str, model: str, recipe: str, tmp_path: Path) -> None:
+def test_the_demos_end_in_a_card(config: Config, experiment: str, model: str, recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     results = run(config(folder, f"experiment={experiment}", *TINY[model], "report=true"))
     page = (folder / "report.html").read_text()
@@ -62,7 +53,9 @@ def test_the_demos_end_in_a_card(experiment: str, model: str, recipe: str, tmp_p
         (["task=ptq", "placement=graph"], PlacementError, r"RowLSTM has recurrent layers, lstm, .* Use task=dynamic"),
     ],
 )
-def test_what_is_refused(overrides: list[str], error: type[Exception], message: str, tmp_path: Path) -> None:
+def test_what_is_refused(
+    config: Config, overrides: list[str], error: type[Exception], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(error, match=message):
         run(config(tmp_path / "run", "model=row_lstm", "model.hidden=4", "data.image_size=8", *overrides))
 

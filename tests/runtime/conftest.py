@@ -13,18 +13,6 @@ import qat
 from qat.convert import OPS
 
 
-@pytest.fixture
-def prepared(small_net, images) -> qat.PreparedModel:
-    model = qat.prepare(small_net, images[:2])
-    qat.calibrate(model, [images])
-    return model.eval()
-
-
-@pytest.fixture
-def integer(prepared) -> torch.fx.GraphModule:
-    return qat.convert(prepared)
-
-
 class Inverted(nn.Module):
     """MobileNetV2's block: expand, depthwise, project; a residual whose sum stays linear."""
 

@@ -61,6 +61,23 @@ class Stranger(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
+class Direct(pl.LightningModule):
+    """Its own forward is the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
 @pytest.fixture
 def tiny_net() -> type[TinyNet]:
     return TinyNet
@@ -69,6 +86,11 @@ def tiny_net() -> type[TinyNet]:
 @pytest.fixture
 def stranger() -> type[Stranger]:
     return Stranger
+
+
+@pytest.fixture
+def direct() -> type[Direct]:
+    return Direct
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
@@ -48,23 +48,6 @@ class History(pl.Callback):
     def on_validation_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int, *_: Any) -> None:
         if index == 0 and not trainer.sanity_checking:
             self.validated.append({k: v.clone() for k, v in module.state_dict().items()})
-
-
-class Direct(pl.LightningModule):
-    """Its own forward is the network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return SGD(self.parameters(), lr=0.5)
 
 
 def classifier(tiny_net: Any, seed: int = 0, **more: Any) -> Classifier:
@@ -285,8 +268,8 @@ def test_it_goes_with_damping(trainer: Trainers, tiny_net: Any, loader: Loader) 
     assert all(q.calibrated for q in qat.quantizers(module.model).values())  # type: ignore[arg-type]
 
 
-def test_layers_that_lie_directly_on_the_module(trainer: Trainers, loader: Loader) -> None:
-    history, module = History(), Direct()
+def test_layers_that_lie_directly_on_the_module(trainer: Trainers, loader: Loader, direct: Any) -> None:
+    history, module = History(), direct()
     callback = QuantizationAwareTraining(recipe="w8a8", freeze_observers_at=1, freeze_bn_at=1)
     trainer(callback, AveragedWeights(decay=0.9), history, max_epochs=2).fit(module, loader)
     state = module.state_dict()

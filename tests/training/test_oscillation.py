@@ -53,23 +53,6 @@ class Watcher(pl.Callback):
             self.held[name] = (integers[name], frozen.clone())
 
 
-class Direct(pl.LightningModule):
-    """Its own forward is the network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return SGD(self.parameters(), lr=0.5)
-
-
 def classifier(tiny_net: type[nn.Module], seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
     return Classifier(tiny_net(), num_classes=4, optimizer=partial(SGD, lr=0.5, momentum=0.9, weight_decay=1e-2))
@@ -254,7 +237,7 @@ def test_one_scale_for_a_weight_on_several_processes(
         trainer(*callbacks).fit(classifier(tiny_net), loader, loader)
 
 
-def test_layers_that_lie_directly_on_the_module(trainer: Trainers, loader: Loader) -> None:
-    control, module = OscillationControl(freeze=0.02, momentum=0.5), Direct()
+def test_layers_that_lie_directly_on_the_module(trainer: Trainers, loader: Loader, direct: Any) -> None:
+    control, module = OscillationControl(freeze=0.02, momentum=0.5), direct()
     trainer(QuantizationAwareTraining(recipe="w4a4_lsq"), control, max_epochs=3).fit(module, loader)
     assert set(control.frozen()) == {"forward.conv", "forward.fc"}
