@@ -264,7 +264,8 @@ def test_an_image_that_does_not_decode(tmp_path: Path, rows: Callable[..., dict[
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.delitem(sys.modules, "qat.data.hf")
+    for name in ("qat.data.hf", "qat.data.table"):
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match=r"uv sync --extra hf.*pip install 'qat\[hf\]'"):
         importlib.import_module("qat.data.hf")
     importlib.reload(importlib.import_module("qat.data"))  # does without
