@@ -140,7 +140,7 @@ def test_the_experiments_differ_in_the_budget_alone(config, tmp_path, experiment
     cfg = config(tmp_path, f"experiment=cifar10_resnet20_{experiment}", "data.path=d", "init_from=f.th")
     recipe = read_recipe(cfg)
     assert (recipe.weight.bits, recipe.activation.bits, recipe.budget) == (5, 5, 5 if experiment == "mixed5" else None)
-    assert (cfg.qat.epochs, cfg.qat.distill.temperature) == (4, 4.0)
+    assert (cfg.qat.epochs, cfg.qat.distill.temperature) == (2, 4.0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 
 import qat
 from qat.errors import ArtifactError, ConfigError, ExportError
@@ -48,7 +49,7 @@ def test_parity_with_integer_kernels_alone(trained, pictures, tmp_path):
 
 def test_no_compiler(integer, tmp_path, monkeypatch):
     def missing():
-        raise RuntimeError("No working C++ compiler found")
+        raise InvalidCxxCompiler
 
     monkeypatch.setattr(importlib.import_module("qat.export.inductor"), "get_cpp_compiler", missing)
     with pytest.raises(ExportError, match=r"target inductor compiles C\+\+ and found no compiler: No working.*g\+\+"):
@@ -58,7 +59,7 @@ def test_no_compiler(integer, tmp_path, monkeypatch):
 
 def test_no_compiler_is_said_before_training(monkeypatch):
     def missing():
-        raise RuntimeError("No working C++ compiler found")
+        raise InvalidCxxCompiler
 
     monkeypatch.setattr(importlib.import_module("torch._inductor.cpp_builder"), "get_cpp_compiler", missing)
     with pytest.raises(
