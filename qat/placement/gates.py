@@ -3,7 +3,7 @@
     SiLU(x) = x * sigmoid(x)                Hardswish(x) = x * hardsigmoid(x)
 
 onnxruntime has no integer kernel for the whole. It has one for a product and, from a table, for a sigmoid; computed in
-float, EfficientNet-B0 spends two thirds of its time here (docs/runtimes.md).
+float, EfficientNet-B0 spent 63 % of its kernels' time here (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
