@@ -70,6 +70,8 @@ class QuantRecipe:
         first_last_bits: width of weights, inputs and logits of the first and last layers; None for no exception.
         sum_bits: width of values that no product reads (they go into sums, concatenations and pooling); None for the
             width of all others.
+        wide_residuals: values that sums and products read have `sum_bits` too, and products read them narrowed, by a
+            quantizer more; otherwise they are as narrow as products need them.
         budget: mean bits under which `qat.choose_bits` finds every width that nothing above fixes, for both tensors or
             as `{"weight": 5}`; None for the bits above.
         budget_mb: megabytes of integer weights, likewise.
@@ -85,6 +87,7 @@ class QuantRecipe:
     override: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     first_last_bits: int | None = None
     sum_bits: int | None = None
+    wide_residuals: bool = False
     budget: float | Mapping[str, float] | None = None
     budget_mb: float | None = None
 
@@ -100,6 +103,10 @@ class QuantRecipe:
         for bits in (self.first_last_bits, self.sum_bits):
             if bits is not None:
                 IntSpec(bits=bits)
+        if not isinstance(self.wide_residuals, bool):
+            raise ConfigError(f"need wide_residuals=true or false, got {self.wide_residuals!r}")
+        if self.wide_residuals and self.sum_bits is None:
+            raise ConfigError("wide_residuals keeps residuals at sum_bits, and that is null: set sum_bits=8 as well")
         Budget.parse(self.budget, self.budget_mb)
         if self.activation.granularity is not Granularity.PER_TENSOR:
             raise ConfigError(

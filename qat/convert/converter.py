@@ -19,7 +19,7 @@ from qat.errors import PlacementError
 from qat.functional.ste import IDENTITY, RELU, Clamp
 from qat.layers import FakeQuantFunction, FakeQuantWeight, pruned
 from qat.layers.batchnorm import _FakeQuantBatchNorm
-from qat.placement.patterns import Role, role_of, scale_factor, spatial_mean
+from qat.placement.patterns import Role, narrowed, role_of, scale_factor, spatial_mean
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
 from qat.quantizers import FakeQuantize
@@ -96,7 +96,7 @@ class Converter:
             case _ if role is Role.ARITHMETIC and (keep := spatial_mean(node)) is not None:
                 pooled = self.target.call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
                 self.values[node] = pooled if keep else self.target.call(torch.flatten, pooled, 1)
-            case _ if role is Role.IDENTITY:
+            case _ if role is Role.IDENTITY or node.target is narrowed:
                 self.values[node] = self.values[node.all_input_nodes[0]]
             case _ if role is Role.MOVE and isinstance(of := self._input(node), OnGrid | Pieces):
                 self.values[node] = self._move(node, of)

@@ -48,6 +48,7 @@ UNUSED = (
     "qat.",
     "quant.activation.",
     "quant.sum_bits",
+    "quant.wide_residuals",
     "quant.weight.quantizer",
     "placement=",
     "leaf_modules=",

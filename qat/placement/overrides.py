@@ -2,7 +2,8 @@
 
 first and last layers   weighted operators with no other before, or none after them: `first_last_bits` for their weight,
                         their input and the logits, because few multiplications and much of the error are there
-sums                    values that no product reads: `sum_bits`; narrow operands save work, narrow sums only lose bits
+sums                    values that no product reads: `sum_bits`; narrow operands save work, narrow sums only lose bits.
+                        `wide_residuals`: values that both read as well, and products read them narrowed (narrowed.py)
 override                patterns of the user, in their order; they win over the above
 
 An exception is decided on the evaluation graph, and holds for the operator of the same name in the training graph.
@@ -11,20 +12,19 @@ An exception is decided on the evaluation graph, and holds for the operator of t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
 from qat.errors import PlacementError
-from qat.placement.patterns import Role, function_name, grid_inputs, role_of
+from qat.placement.narrowed import is_product
+from qat.placement.patterns import Role, grid_inputs, role_of
 from qat.placement.rules import matching
-from qat.placement.sites import STAYS, Sites
+from qat.placement.sites import Sites, sources
 from qat.recipe import QuantRecipe, TensorRecipe, numerics
 from qat.spec import IntSpec
 from qat.target import Target
-
-MATRIX_PRODUCTS = ("matmul", "bmm")  # of two activations: attention
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def choose(
             activations[names[point]] = _widened(activations[names[point]], recipe.sum_bits)
             fixed["activation"].add(names[point])
     if recipe.first_last_bits is not None:
-        outer, points = _first_and_last(graph, modules, sites)
+        outer, points = first_and_last(graph, modules, sites)
         for head in outer:
             if sites.names[head] in weights:
                 weights[sites.names[head]] = replace(recipe.weight, bits=recipe.first_last_bits)
@@ -157,23 +157,12 @@ def _widened(recipe: TensorRecipe, bits: int) -> TensorRecipe:
 def _read_by_no_product(sites: Sites) -> list[fx.Node]:
     read: set[fx.Node] = set()
     for head in sites.tails:
-        if sites.roles[head] is Role.WEIGHTED or function_name(head) in MATRIX_PRODUCTS:
-            read.update(_sources(sites, grid_inputs(head, sites.roles[head])))
+        if is_product(head, sites):
+            read.update(sources(sites, grid_inputs(head, sites.roles[head])))
     return [point for point in sites.points if point not in read]
 
 
-def _sources(sites: Sites, values: Iterable[fx.Node]) -> set[fx.Node]:
-    """The quantized values that these are, or were moved from."""
-    found: set[fx.Node] = set()
-    for value in values:
-        if value in sites.points:
-            found.add(value)
-        elif sites.roles.get(value) in STAYS:
-            found |= _sources(sites, grid_inputs(value, sites.roles[value]))
-    return found
-
-
-def _first_and_last(
+def first_and_last(
     graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites
 ) -> tuple[list[fx.Node], list[fx.Node]]:
     """Weighted operators with none before or none after them (whether on integers or not), and values to keep wide."""
@@ -188,7 +177,7 @@ def _first_and_last(
             ahead.add(node)
     first = [node for node in weighted if node not in behind]
     last = [node for node in weighted if node not in ahead]
-    inputs = _sources(sites, (n for head in last for n in grid_inputs(head, Role.WEIGHTED)))
+    inputs = sources(sites, (n for head in last for n in grid_inputs(head, Role.WEIGHTED)))
     points = [
         point
         for point in sites.points

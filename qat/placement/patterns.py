@@ -39,6 +39,13 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPS = ("StochasticDepth", "DropPath", "stochastic_depth", "drop_path")
 SUMS, PRODUCTS, QUOTIENTS = ("add", "iadd", "add_"), ("mul", "imul", "mul_"), ("truediv", "itruediv", "div", "div_")
 
+
+
+def narrowed(x: torch.Tensor) -> torch.Tensor:
+    """The value itself, once more, for a quantizer of its own: narrower than the one that other readers have."""
+    return x
+
+
 MODULES: dict[type[nn.Module], Role] = {
     **dict.fromkeys(WEIGHTED, Role.WEIGHTED),
     **dict.fromkeys(NORMS, Role.NORM),
@@ -61,7 +68,7 @@ FUNCTIONS: dict[Any, Role] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), Role.ARITHMETIC),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), Role.SCALE),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), Role.ARITHMETIC),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, torch.stack), Role.ARITHMETIC),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, torch.stack, narrowed), Role.ARITHMETIC),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), Role.ARITHMETIC),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean), Role.ARITHMETIC),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), Role.ARITHMETIC),

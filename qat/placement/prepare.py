@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qat.errors import ConfigError, NumericsError, PlacementError, unknown_name
 from qat.layers import pruned
@@ -24,13 +24,14 @@ from qat.placement.describe import describe
 from qat.placement.fake import Shapes
 from qat.placement.gates import open_gates
 from qat.placement.modules import prepare_modules
-from qat.placement.overrides import choose
+from qat.placement.narrowed import narrow_for_products
+from qat.placement.overrides import choose, first_and_last
 from qat.placement.patterns import NORMS
 from qat.placement.prepared import PreparedModel, device_of
 from qat.placement.rewrite import Rewriter
 from qat.placement.rules import excluded, matching
 from qat.placement.shapes import propagate_shapes, two_examples
-from qat.placement.sites import find_sites, name_nodes
+from qat.placement.sites import Sites, find_sites, name_nodes
 from qat.placement.synced import close_synced, open_synced
 from qat.placement.usable import usable
 from qat.recipe import QuantRecipe, numerics
@@ -83,7 +84,8 @@ def prepare(
         )
     if isinstance(model, PreparedModel):
         raise PlacementError("the model is already prepared; prepare the float model again to change recipe or target")
-    model = usable(model, (*recipe.exclude, *exclude))
+    patterns = (*recipe.exclude, *exclude)
+    model = usable(model, patterns)
     require_finite(model)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     device = device_of(model)
@@ -92,9 +94,8 @@ def prepare(
     args, kwargs = examples[: len(args)], dict(zip(named, examples[len(args) :], strict=True))
 
     if placement == "modules":
-        patterns = (*recipe.exclude, *exclude)
         return prepare_modules(model, args, kwargs, recipe, target, grids, patterns)
-    _require_static(model, (*recipe.exclude, *exclude), leaf_modules)
+    _require_static(model, patterns, leaf_modules)
     root = open_frozen(open_attention(pruned.copied(model)))
     open_synced(root, args, kwargs)
     captured = capture(root, args, kwargs, leaf_modules)
@@ -110,13 +111,9 @@ def prepare(
         if target.opens_gates:
             open_gates(graph, modules, leaf_modules)
     root.train(model.training)
-    names = {id(captured.eval): name_nodes(captured.eval)}
-    if not captured.modes_agree:
-        names[id(captured.train)] = name_nodes(captured.train, like=names[id(captured.eval)])
-    everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
-    left = excluded((*recipe.exclude, *exclude), everything)
-    once = target.sums_round_once
-    sites = {id(g): find_sites(g, modules, names[id(g)], left, sums_round_once=once) for g in graphs}
+    sites, left = _sites(graphs, modules, patterns, target)
+    if recipe.wide_residuals and _narrow(graphs, modules, sites, recipe):
+        sites, left = _sites(graphs, modules, patterns, target)
     if not any(s.tails for s in sites.values()):
         raise PlacementError(
             f"nothing to quantize in {type(model).__name__}: no convolution, linear layer, addition or pooling is left "
@@ -143,6 +140,33 @@ def prepare(
         example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs),
         units=tuple(rewriter.units),
     )
+
+
+def _sites(
+    graphs: Sequence[fx.Graph], modules: Mapping[str, nn.Module], patterns: Sequence[str], target: Target
+) -> tuple[dict[int, Sites], Mapping[str, str]]:
+    """Sites by the graph's id, the evaluation graph's first; and what stays in float by a pattern of the user."""
+    names = {id(graphs[0]): name_nodes(graphs[0])}
+    for graph in graphs[1:]:
+        names[id(graph)] = name_nodes(graph, like=names[id(graphs[0])])
+    everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
+    left = excluded(patterns, everything)
+    once = target.sums_round_once
+    return {id(g): find_sites(g, modules, names[id(g)], left, sums_round_once=once) for g in graphs}, left
+
+
+def _narrow(
+    graphs: Sequence[fx.Graph], modules: Mapping[str, nn.Module], sites: Mapping[int, Sites], recipe: QuantRecipe
+) -> bool:
+    """Let products read residuals narrowed, where the recipe has other bits for them than for sums."""
+    assert recipe.sum_bits is not None
+    if recipe.sum_bits <= recipe.activation.bits:
+        return False
+    whole: set[str] = set()
+    if (recipe.first_last_bits or 0) >= recipe.sum_bits:
+        outer, _ = first_and_last(graphs[0], modules, sites[id(graphs[0])])
+        whole = {sites[id(graphs[0])].names[head] for head in outer}
+    return any([narrow_for_products(graph, sites[id(graph)], whole) for graph in graphs])
 
 
 def _require_static(model: nn.Module, patterns: Sequence[str], leaf_modules: tuple[type[nn.Module], ...]) -> None:

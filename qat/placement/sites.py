@@ -12,7 +12,7 @@ repeated until nothing changes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
@@ -174,6 +174,17 @@ def _convolutions_into(addition: fx.Node, sites: Sites) -> list[fx.Node]:
             and (head is value or _only_user(head) is value)
         ):
             found.append(value)
+    return found
+
+
+def sources(sites: Sites, values: Iterable[fx.Node]) -> set[fx.Node]:
+    """The quantized values that these are, or were moved from."""
+    found: set[fx.Node] = set()
+    for value in values:
+        if value in sites.points:
+            found.add(value)
+        elif sites.roles.get(value) in STAYS:
+            found |= sources(sites, grid_inputs(value, sites.roles[value]))
     return found
 
 
