@@ -1,0 +1,177 @@
+"""Values that sums and products read: wide for the sum, narrowed for the product, and the same integers everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import qat
+from qat.errors import ConfigError
+from qat.runtime import load
+
+X = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Residual(nn.Module):
+    """Two blocks; the second reads the stream behind a pooling, by two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm, self.drop = nn.BatchNorm2d(8), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(self.a(x) + x)
+        x = self.drop(F.relu(self.b(x))) + x
+        y = F.max_pool2d(x, 2)
+        return self.head((F.relu(self.c(y)) + F.relu(self.d(y)) + F.avg_pool2d(x, 2)).mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """What a layer reads, later layers read again, in one concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([x, F.relu(self.a(x))], 1)
+        return self.head(torch.cat([x, F.relu(self.b(x))], 1)).mean((2, 3))
+
+
+def recipe(bits: int = 2, **changes: Any) -> qat.QuantRecipe:
+    base = qat.presets.load_preset("quant", "w4a8_lsq")
+    widths = {which: {**base[which], "bits": bits} for which in ("weight", "activation")}
+    return qat.QuantRecipe.parse({**base, **widths, "wide_residuals": True, **changes})
+
+
+def prepared(model: nn.Module, recipe: qat.QuantRecipe, target: str = "onnxruntime") -> qat.PreparedModel:
+    torch.manual_seed(0)
+    found = qat.prepare(model.eval(), X[:2], recipe, target)
+    qat.calibrate(found, [X])
+    return found.eval()
+
+
+def outputs(model: qat.PreparedModel) -> dict[str, str | None]:
+    return {op.name: op.output for op in model.plan.ops}
+
+
+def test_each_reader_has_its_width() -> None:
+    found = outputs(prepared(Residual(), recipe()))
+    assert found == {
+        "x": "uint8",
+        "stem": "uint8",  # into the first sum
+        "narrowed": "uint2",  # into a
+        "a": "uint8",
+        "add": "uint8",
+        "narrowed_2": "uint2",  # into b
+        "b": "uint8",
+        "drop": None,
+        "add_2": "uint8",
+        "max_pool2d": None,
+        "narrowed_3": "uint2",  # one for both, behind what moves it
+        "c": "uint8",
+        "d": "uint8",
+        "add_3": "uint8",
+        "avg_pool2d": "uint8",
+        "add_4": "uint8",
+        "mean": "uint8",
+        "head": "uint8",
+    }
+
+
+def test_concatenations_are_sums_too() -> None:
+    found = outputs(prepared(Dense(), recipe()))
+    assert {name for name, output in found.items() if output == "uint2"} == {"narrowed", "narrowed_2"}
+    assert {found["cat"], found["cat_2"]} == {"uint8"}
+
+
+def test_without_it_a_value_has_one_width() -> None:
+    found = outputs(prepared(Residual(), recipe(wide_residuals=False)))
+    assert not any("narrowed" in name for name in found)
+    assert found["add"] == found["stem"] == "uint2"
+
+
+def test_the_product_reads_the_sum_of_eight_bits_on_its_own_grid() -> None:
+    model = prepared(Residual(), recipe())
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in ("add_quantizer", "narrowed_2_quantizer"):
+        keep = lambda _, x, y, name=name: seen.__setitem__(name, (x[0], y))  # noqa: E731
+        model.get_submodule(name).register_forward_hook(keep)
+    model.b.register_forward_pre_hook(lambda _, x: seen.__setitem__("b", (x[0], x[0])))
+    with torch.no_grad():
+        model(X)
+    wide, narrow = seen["add_quantizer"][1], seen["narrowed_2_quantizer"]
+    assert torch.equal(narrow[0], wide)
+    step = float(model.narrowed_2_quantizer.scale.detach())
+    assert torch.equal(narrow[1], (wide / step).round().clamp(0, 3) * step)
+    assert torch.equal(seen["b"][0], narrow[1])
+    assert len(wide.unique()) > 4 >= len(narrow[1].unique())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("model", [Residual, Dense])
+def test_runtimes_have_the_same_integers(model: type[nn.Module], bits: int, tmp_path: Any) -> None:
+    found = prepared(model(), recipe(bits))
+    integer = qat.convert(found)
+    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(integer(x), found(x))
+    artifact = qat.export(integer, tmp_path / "model.onnx")
+    report = qat.verify(found, artifact, [x])
+    assert {(s.agreement, s.max_steps) for s in report.stages if s.gated} == {(100.0, 0.0)}
+    assert not load(artifact).coverage().in_float
+
+
+def test_both_modes_share_the_quantizers() -> None:
+    model = prepared(Residual(), recipe())
+    both = [
+        {str(n.target) for n in graph.nodes if n.op == "call_module" and "narrowed" in str(n.target)}
+        for graph in model.graphs.values()
+    ]
+    assert both[0] == both[-1] == {"narrowed_quantizer", "narrowed_2_quantizer", "narrowed_3_quantizer"}
+
+
+def test_steps_of_both_grids_are_trained() -> None:
+    model = prepared(Residual(), recipe()).train()
+    F.cross_entropy(model(X), torch.arange(16) % 4).backward()
+    for name in ("add_quantizer", "narrowed_2_quantizer"):
+        assert all(float(p.grad.abs().sum()) > 0 for p in model.get_submodule(name).parameters())
+
+
+def test_a_first_layer_as_wide_as_the_sums_reads_the_value_itself() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x) + x)
+
+    assert "narrowed" not in outputs(prepared(Skip(), recipe()))
+    assert outputs(prepared(Skip(), recipe(first_last_bits=None)))["narrowed"] == "uint2"
+
+
+def test_nothing_is_narrowed_to_the_same_width() -> None:
+    assert "narrowed" not in outputs(prepared(Residual(), recipe(8)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sum_bits": None}, "residuals at sum_bits, and that is null: set sum_bits=8"),
+        ({"wide_residuals": "yes"}, "need wide_residuals=true or false, got 'yes'"),
+    ],
+)
+def test_bad_values(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(**changes)
