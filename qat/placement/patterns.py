@@ -40,7 +40,6 @@ DROPS = ("StochasticDepth", "DropPath", "stochastic_depth", "drop_path")
 SUMS, PRODUCTS, QUOTIENTS = ("add", "iadd", "add_"), ("mul", "imul", "mul_"), ("truediv", "itruediv", "div", "div_")
 
 
-
 def narrowed(x: torch.Tensor) -> torch.Tensor:
     """The value itself, once more, for a quantizer of its own: narrower than the one that other readers have."""
     return x

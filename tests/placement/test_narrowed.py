@@ -13,6 +13,7 @@ import qat
 from qat.errors import ConfigError
 from qat.runtime import load
 
+A_TIE = 1.001  # steps of the output: OpenVINO multiplies in another order, and a tie of the last float32 bit turns
 X = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -130,6 +131,14 @@ def test_runtimes_have_the_same_integers(model: type[nn.Module], bits: int, tmp_
     report = qat.verify(found, artifact, [x])
     assert {(s.agreement, s.max_steps) for s in report.stages if s.gated} == {(100.0, 0.0)}
     assert not load(artifact).coverage().in_float
+
+
+@pytest.mark.parametrize(("target", "steps"), [("torch", 0.0), ("openvino", A_TIE)])
+def test_other_targets(target: str, steps: float, tmp_path: Any) -> None:
+    found = prepared(Residual(), recipe(3), target)
+    name = tmp_path / f"model{found.target.artifact}"
+    report = qat.verify(found, qat.export(qat.convert(found), name), [X])
+    assert all(s.agreement == 100.0 and s.max_steps <= steps for s in report.stages if s.gated)
 
 
 def test_both_modes_share_the_quantizers() -> None:
