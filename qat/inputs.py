@@ -1,4 +1,4 @@
-"""The inputs of a model in a batch, as loaders give them: one tensor, several, or by keyword.
+"""The inputs of a model in a batch, as loaders give them: one tensor, several, or by keyword; and the output it means.
 
 x                       one input
 (x, labels)             one input, and labels as a DataLoader gives them
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -60,3 +60,11 @@ class Inputs:
     def __len__(self) -> int:
         """N, the number of examples."""
         return next(len(v) for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.ndim)
+
+
+def first_output(result: Any) -> Tensor:
+    """The tensor that a classifier means: itself, or the first element or value of what it returned."""
+    if isinstance(result, Tensor):
+        return result
+    values = result.values() if isinstance(result, dict) else result
+    return cast(Tensor, next(iter(values)))

@@ -24,7 +24,7 @@ from qat.budget import TENSORS
 from qat.calibrate import calibrate, forward, labels_of
 from qat.errors import CalibrationError, ConfigError, NumericsError
 from qat.functional.snr import decibels
-from qat.inputs import Inputs
+from qat.inputs import Inputs, first_output
 from qat.placement.prepare import prepare
 from qat.placement.prepared import PreparedModel, quantizers
 from qat.placement.units import Unit
@@ -32,7 +32,6 @@ from qat.recipe import QuantRecipe
 from qat.spec import MAX_BITS, IntSpec
 from qat.switches import fake_quant
 from qat.target import Target
-from qat.verify import first_output
 from qat.walk import Walk
 
 WIDTHS = (4, 5, 6, 8)  # to try; a weight of 3 bits takes as much of a file as one of 4

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,8 +20,8 @@ from qat import machine
 from qat.artifact import Artifact, fingerprint
 from qat.convert import OPS, convert
 from qat.departure import compare_layers, first_departure
-from qat.errors import ArtifactError
-from qat.inputs import Inputs
+from qat.errors import ArtifactError, ConfigError
+from qat.inputs import Inputs, first_output
 from qat.ladder import Run, compare
 from qat.layers import pruned
 from qat.parity import HINT, ParityReport, Tolerance
@@ -66,6 +66,7 @@ def verify(
         ParityError: outside the tolerance.
         ArtifactError: the runtime refuses or fails; the artefact is of another model.
         DataError: no batch.
+        ConfigError: `artifact` is no `Artifact`, a path say.
     """
     tolerance = tolerance or Tolerance()
     integer = convert(prepared)
@@ -122,14 +123,6 @@ def _stages(
     return stages | {runtime.name: in_runtime(runtime) for runtime in (*off, *runtimes)}
 
 
-def first_output(result: Any) -> Tensor:
-    """The tensor that a classifier means: itself, or the first element or value of what it returned."""
-    if isinstance(result, Tensor):
-        return result
-    values = result.values() if isinstance(result, dict) else result
-    return cast(Tensor, next(iter(values)))
-
-
 def output_step(integer: fx.GraphModule) -> float | None:
     """Size of one step of the output's grid; None when the output is in float."""
     if not isinstance(integer, fx.GraphModule):  # prepared by modules
@@ -140,6 +133,8 @@ def output_step(integer: fx.GraphModule) -> float | None:
 
 
 def _require_same(artifact: Artifact, integer: fx.GraphModule) -> None:
+    if not isinstance(artifact, Artifact):
+        raise ConfigError(f"verify compares the Artifact that qat.export returned, got {artifact!r}")
     sites = integer.meta["prepared"]["sites"]
     if artifact.sites != sites:
         raise ArtifactError(

@@ -6,7 +6,7 @@ import torch
 import qat
 from qat import machine
 from qat.departure import compare_layers, first_departure
-from qat.errors import DataError, NumericsError, ParityError
+from qat.errors import ConfigError, DataError, NumericsError, ParityError
 
 pytestmark = pytest.mark.runtime
 
@@ -73,6 +73,11 @@ def test_no_batch(prepared, tmp_path):
     artifact = qat.export(qat.convert(prepared), tmp_path / "model.onnx")
     with pytest.raises(DataError, match="verification saw no batch"):
         qat.verify(prepared, artifact, [])
+
+
+def test_a_path_is_no_artifact(prepared, batches):
+    with pytest.raises(ConfigError, match=r"the Artifact that qat\.export returned, got 'model\.onnx'"):
+        qat.verify(prepared, "model.onnx", batches)
 
 
 def test_float_operators_where_integers_alone_are_allowed(small_net, images, tmp_path):

@@ -21,7 +21,7 @@ from qat.artifact import Artifact
 from qat.data import ImageData
 from qat.data.preparation import preparation
 from qat.errors import ArtifactError, ConfigError
-from qat.inputs import Inputs
+from qat.inputs import Inputs, first_output
 from qat.ladder import Run, ladder
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.delivery import measure_latency
@@ -34,7 +34,6 @@ from qat.pipeline.wanted import read_targets, read_tolerance
 from qat.runtime import Runtime, load
 from qat.settings import build
 from qat.target import RUNTIMES
-from qat.verify import first_output
 
 log = logging.getLogger(__name__)
 REFERENCE = "integer reference (torch)"

@@ -21,7 +21,7 @@ from qat.audit import DELIVERED, require_sound
 from qat.data import ImageData
 from qat.errors import ConfigError
 from qat.files import write_text
-from qat.inputs import Inputs
+from qat.inputs import Inputs, first_output
 from qat.ladder import Run, ladder
 from qat.parity import HINT, ParityReport
 from qat.pipeline.baseline import float_baseline
@@ -40,7 +40,6 @@ from qat.recorder import record_plan
 from qat.runtime import load
 from qat.settings import build
 from qat.training.processes import by_first
-from qat.verify import first_output
 
 log = logging.getLogger(__name__)
 REFERENCE = "integer reference (torch)"

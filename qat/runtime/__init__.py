@@ -31,8 +31,12 @@ def load(artifact: Artifact, *, optimize: bool = True, threads: int | None = Non
     Raises:
         ArtifactError: the runtime refuses the file, its own words are in the message; or the file was exported for
             another target or from another model than `artifact` says.
-        ConfigError: the runtime's package is not installed.
+        ConfigError: the runtime's package is not installed; no `Artifact`.
     """
+    if not isinstance(artifact, Artifact):
+        raise ConfigError(
+            f"need the Artifact that qat.export returns, or qat.Artifact(path=..., target=...), got {artifact!r}"
+        )
     match _runtime_of(artifact):
         case "onnxruntime":
             runtime: Runtime = OnnxRuntime(artifact, optimize=optimize, threads=threads)

@@ -22,6 +22,7 @@ from qat.artifact import Artifact
 from qat.calibrate import calibrate
 from qat.compile import compile_regions
 from qat.errors import ConfigError, unknown_name
+from qat.parity import ParityReport
 from qat.placement import PLACEMENTS, PreparedModel, quantizers
 from qat.placement.held import prepared_networks
 from qat.provenance import FLOAT, KEY, provenance
@@ -47,7 +48,6 @@ from qat.training.strategy import (
     require_replicas,
     trains_ranges,
 )
-from qat.verify import ParityReport
 
 logger = logging.getLogger(__name__)
 

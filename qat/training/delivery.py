@@ -28,14 +28,14 @@ from qat.convert import convert
 from qat.errors import ConfigError, ExportError
 from qat.export import WRITERS
 from qat.export import export as export_model
-from qat.inputs import Inputs
+from qat.inputs import Inputs, first_output
+from qat.parity import ParityReport
 from qat.placement import PreparedModel
 from qat.placement.prepared import device_of
 from qat.runtime import load, require_installed
 from qat.target import Target
 from qat.training.batches import looking_ahead, training_loader
 from qat.training.calls import Step, evaluating
-from qat.verify import ParityReport, first_output
 from qat.verify import verify as verify_artifact
 
 logger = logging.getLogger(__name__)

@@ -53,3 +53,8 @@ def test_package_that_is_not_installed(integer, tmp_path, without_openvino):
     with pytest.raises(ConfigError, match="pip install 'qat\\[openvino\\]'"):
         load(artifact)
     require_installed(qat.Target.parse("onnxruntime"))
+
+
+def test_a_path_is_no_artifact(tmp_path):
+    with pytest.raises(ConfigError, match=r"need the Artifact that qat\.export returns.*got '.*model\.onnx'"):
+        load(str(tmp_path / "model.onnx"))
