@@ -15,7 +15,7 @@ from collections.abc import Collection
 from torch import fx
 
 from qat.placement.patterns import Role, function_name, grid_inputs, narrowed
-from qat.placement.sites import Sites, sources
+from qat.placement.sites import NAMED, Sites, sources, writers
 
 MATRIX_PRODUCTS = ("matmul", "bmm")  # of two activations: attention
 
@@ -29,7 +29,7 @@ def narrow_for_products(graph: fx.Graph, sites: Sites, whole: Collection[str] = 
     """Put `narrowed` between each product and the value that it shares with other integer operators, in place.
 
     Args:
-        graph: with shapes propagated; the new nodes have the shape and the scope of what they read.
+        graph: with shapes propagated; the new nodes have the shape of what they read, and its name with `_narrowed`.
         sites: of that graph, which no longer fit where this returns True.
         whole: names of products that read as wide as the sums do.
 
@@ -46,10 +46,11 @@ def narrow_for_products(graph: fx.Graph, sites: Sites, whole: Collection[str] = 
             for value in dict.fromkeys(inputs):
                 readers.setdefault(value, []).append(head)
     found = {value: heads for value, heads in readers.items() if sources(sites, [value]) & shared}
+    put_out_by = writers(sites)
     for value, heads in found.items():
         with graph.inserting_after(value):
             node = graph.call_function(narrowed, (value,))
-        node.meta = {**value.meta}
+        node.meta = {**value.meta, NAMED: f"{put_out_by.get(value, sites.names[value])}_narrowed"}
         for head in heads:
             head.replace_input_with(value, node)
     return bool(found)

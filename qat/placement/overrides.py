@@ -21,7 +21,7 @@ from qat.errors import PlacementError
 from qat.placement.narrowed import is_product
 from qat.placement.patterns import Role, grid_inputs, role_of
 from qat.placement.rules import matching
-from qat.placement.sites import Sites, sources
+from qat.placement.sites import Sites, sources, writers
 from qat.recipe import QuantRecipe, TensorRecipe, numerics
 from qat.spec import IntSpec
 from qat.target import Target
@@ -62,12 +62,6 @@ class Choices:
     def of_activation(self, name: str) -> Choice:
         """For the value that an operator puts out."""
         return self.activations.get(name, self.activation)
-
-
-def writers(sites: Sites) -> dict[fx.Node, str]:
-    """For each value with a quantizer, the name of the operator that puts it out, with BatchNorm and activation."""
-    heads = {tail.last(head): head for head, tail in sites.tails.items()}
-    return {point: sites.names[heads.get(point, point)] for point in sites.points}
 
 
 def choose(

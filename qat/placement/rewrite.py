@@ -26,11 +26,11 @@ from qat.layers import (
 )
 from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.layers.frozen import FakeQuantFrozenNorm2d, FrozenNorm2d
-from qat.placement.overrides import Choice, Choices, writers
+from qat.placement.overrides import Choice, Choices
 from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import device_of
 from qat.placement.shapes import EXAMPLES
-from qat.placement.sites import STAYS, Sites
+from qat.placement.sites import STAYS, Sites, writers
 from qat.placement.units import Unit
 from qat.quantizers import FakeQuantize
 from qat.recipe import TensorRecipe

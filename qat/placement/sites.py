@@ -31,6 +31,7 @@ from qat.placement.patterns import (
     role_of,
 )
 
+NAMED = "qat_name"  # in a node's meta: what the plan calls a node that is no operator of the model
 STAYS = (Role.MOVE, Role.SCALE, Role.IDENTITY)  # on the grid of the input, or a multiple of it
 
 
@@ -177,6 +178,12 @@ def _convolutions_into(addition: fx.Node, sites: Sites) -> list[fx.Node]:
     return found
 
 
+def writers(sites: Sites) -> dict[fx.Node, str]:
+    """For each value with a quantizer, the name of the operator that puts it out, with BatchNorm and activation."""
+    heads = {tail.last(head): head for head, tail in sites.tails.items()}
+    return {point: sites.names[heads.get(point, point)] for point in sites.points}
+
+
 def sources(sites: Sites, values: Iterable[fx.Node]) -> set[fx.Node]:
     """The quantized values that these are, or were moved from."""
     found: set[fx.Node] = set()
@@ -237,6 +244,8 @@ def _counted(base: str, count: int) -> str:
 
 
 def _base(node: fx.Node) -> str:
+    if NAMED in node.meta:
+        return str(node.meta[NAMED])
     if node.op in ("call_module", "placeholder", "get_attr"):
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {}

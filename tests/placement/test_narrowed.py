@@ -71,15 +71,15 @@ def test_each_reader_has_its_width() -> None:
     assert found == {
         "x": "uint8",
         "stem": "uint8",  # into the first sum
-        "narrowed": "uint2",  # into a
+        "stem_narrowed": "uint2",  # into a
         "a": "uint8",
         "add": "uint8",
-        "narrowed_2": "uint2",  # into b
+        "add_narrowed": "uint2",  # into b
         "b": "uint8",
         "drop": None,
         "add_2": "uint8",
         "max_pool2d": None,
-        "narrowed_3": "uint2",  # one for both, behind what moves it
+        "max_pool2d_narrowed": "uint2",  # one for both, behind what moves it
         "c": "uint8",
         "d": "uint8",
         "add_3": "uint8",
@@ -92,7 +92,7 @@ def test_each_reader_has_its_width() -> None:
 
 def test_concatenations_are_sums_too() -> None:
     found = outputs(prepared(Dense(), recipe()))
-    assert {name for name, output in found.items() if output == "uint2"} == {"narrowed", "narrowed_2"}
+    assert {name for name, output in found.items() if output == "uint2"} == {"stem_narrowed", "cat_narrowed"}
     assert {found["cat"], found["cat_2"]} == {"uint8"}
 
 
@@ -105,15 +105,15 @@ def test_without_it_a_value_has_one_width() -> None:
 def test_the_product_reads_the_sum_of_eight_bits_on_its_own_grid() -> None:
     model = prepared(Residual(), recipe())
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in ("add_quantizer", "narrowed_2_quantizer"):
+    for name in ("add_quantizer", "add_narrowed_quantizer"):
         keep = lambda _, x, y, name=name: seen.__setitem__(name, (x[0], y))  # noqa: E731
         model.get_submodule(name).register_forward_hook(keep)
     model.b.register_forward_pre_hook(lambda _, x: seen.__setitem__("b", (x[0], x[0])))
     with torch.no_grad():
         model(X)
-    wide, narrow = seen["add_quantizer"][1], seen["narrowed_2_quantizer"]
+    wide, narrow = seen["add_quantizer"][1], seen["add_narrowed_quantizer"]
     assert torch.equal(narrow[0], wide)
-    step = float(model.narrowed_2_quantizer.scale.detach())
+    step = float(model.add_narrowed_quantizer.scale.detach())
     assert torch.equal(narrow[1], (wide / step).round().clamp(0, 3) * step)
     assert torch.equal(seen["b"][0], narrow[1])
     assert len(wide.unique()) > 4 >= len(narrow[1].unique())
@@ -147,13 +147,15 @@ def test_both_modes_share_the_quantizers() -> None:
         {str(n.target) for n in graph.nodes if n.op == "call_module" and "narrowed" in str(n.target)}
         for graph in model.graphs.values()
     ]
-    assert both[0] == both[-1] == {"narrowed_quantizer", "narrowed_2_quantizer", "narrowed_3_quantizer"}
+    assert both[0] == both[-1] == {
+        "stem_narrowed_quantizer", "add_narrowed_quantizer", "max_pool2d_narrowed_quantizer"
+    }  # fmt: skip
 
 
 def test_steps_of_both_grids_are_trained() -> None:
     model = prepared(Residual(), recipe()).train()
     F.cross_entropy(model(X), torch.arange(16) % 4).backward()
-    for name in ("add_quantizer", "narrowed_2_quantizer"):
+    for name in ("add_quantizer", "add_narrowed_quantizer"):
         assert all(float(p.grad.abs().sum()) > 0 for p in model.get_submodule(name).parameters())
 
 
@@ -166,12 +168,12 @@ def test_a_first_layer_as_wide_as_the_sums_reads_the_value_itself() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.first(x) + x)
 
-    assert "narrowed" not in outputs(prepared(Skip(), recipe()))
-    assert outputs(prepared(Skip(), recipe(first_last_bits=None)))["narrowed"] == "uint2"
+    assert not any("narrowed" in name for name in outputs(prepared(Skip(), recipe())))
+    assert outputs(prepared(Skip(), recipe(first_last_bits=None)))["x_narrowed"] == "uint2"
 
 
 def test_nothing_is_narrowed_to_the_same_width() -> None:
-    assert "narrowed" not in outputs(prepared(Residual(), recipe(8)))
+    assert not any("narrowed" in name for name in outputs(prepared(Residual(), recipe(8))))
 
 
 @pytest.mark.parametrize(
