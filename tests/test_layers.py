@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | VERBS
     | {
         "inputs",
+        "parity",
         "reestimate",
         "artifact",
         "audit",

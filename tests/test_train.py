@@ -19,6 +19,10 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["model=resnet20", "float.epochs=1", "qat.epochs=1", "qat.calibration_batches=2", "latency.repeats=3",
          "trainer.enable_progress_bar=false", "verify.agreement=50", "verify.top1=50"]  # fmt: skip
 
+# percent of images: trained for onnxruntime, which rounds a residual twice, and run by OpenVINO, which rounds once: its
+# integers are off by one behind one value in five (docs/runtimes.md), and a barely trained model has many ties
+SUMS_ROUNDED_TWICE = 98.0
+
 
 def train(folder: Path, *overrides: str, quick: bool = True) -> subprocess.CompletedProcess[str]:
     command = [
@@ -151,7 +155,7 @@ def test_one_training_for_two_targets(tmp_path, run):
     folder = tmp_path / "two"
     process = train(run[0].parent, f"hydra.run.dir={folder}", "target=[onnxruntime,openvino]", "qat.epochs=0")
     assert process.returncode == 0, process.stderr
-    assert json.loads((folder / "results.json").read_text())["also"]["openvino"]["agreement"] >= 99.0
+    assert json.loads((folder / "results.json").read_text())["also"]["openvino"]["agreement"] >= SUMS_ROUNDED_TWICE
     assert (folder / "int8-openvino.xml").is_file()
 
 

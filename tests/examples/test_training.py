@@ -25,7 +25,7 @@ def test_trains_and_delivers(name: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -50,7 +50,7 @@ def test_the_previous_file_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("previous")
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / name), str(LIMIT)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert found.stdout.strip().endswith(
         f"cannot write {tmp_path / name}: File too large. Free some space or choose another folder; "
@@ -69,7 +69,7 @@ def test_the_metrics_of_a_training_that_runs(tmp_path: Path) -> None:
         "try:\n    for step in range(10_000):\n        logger.log_metrics({'loss': 1 / 3}, step)\n"
         "except ExportError as error:\n    print(step, error)\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     step, _, said = found.stdout.partition(" ")
     assert said.strip() == (
         f"cannot write {tmp_path}/qat/metrics.csv: File too large. Free some space, and go on with ckpt_path=last"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qat
+from qat import machine
 from qat.models import resnet20
 from qat.runtime import EXTRAS, load
 
@@ -54,6 +55,8 @@ def test_the_same_class_for_995_of_1000_images(trained, name, tmp_path):
     target = qat.Target.parse(name)
     if target.runtime in EXTRAS:
         pytest.importorskip(EXTRAS[target.runtime], reason=f"the extra `{target.runtime}` is not installed")
+    if target.runtime == "onnxruntime" and target.weight_bits > 7 and machine.saturation(name, machine.cpu()):
+        pytest.skip("this CPU has no VNNI: sums of two 8-bit products saturate in onnxruntime")
     prepared = qat.prepare(model, data[0][0][:2], target=target)
     qat.calibrate(prepared, data)
     artifact = qat.export(qat.convert(prepared.eval()), tmp_path / f"resnet20{target.artifact}")
