@@ -20,7 +20,8 @@ QUICK = ["model=resnet20", "float.epochs=1", "qat.epochs=1", "qat.calibration_ba
          "trainer.enable_progress_bar=false", "verify.agreement=50", "verify.top1=50"]  # fmt: skip
 
 # percent of images: trained for onnxruntime, which rounds a residual twice, and run by OpenVINO, which rounds once: its
-# integers are off by one behind one value in five (docs/runtimes.md), and a barely trained model has many ties
+# integers are off by one behind one value in five (docs/runtimes.md). A barely trained model agreed on 98.89 on a CPU
+# without VNNI and on more than 99 elsewhere; those four of 360 images were not traced to a node
 SUMS_ROUNDED_TWICE = 98.0
 
 
