@@ -20,7 +20,7 @@ from qat import machine
 from qat.artifact import Artifact, fingerprint
 from qat.convert import OPS, convert
 from qat.departure import compare_layers, first_departure
-from qat.errors import ArtifactError, ConfigError
+from qat.errors import ArtifactError
 from qat.inputs import Inputs, first_output
 from qat.ladder import Run, compare
 from qat.layers import pruned
@@ -69,10 +69,10 @@ def verify(
         ConfigError: `artifact` is no `Artifact`, a path say.
     """
     tolerance = tolerance or Tolerance()
+    runtime = load(artifact)
     integer = convert(prepared)
     _require_same(artifact, integer)
     step = output_step(integer)
-    runtime = load(artifact)
     stages = _stages(prepared, artifact, integer, float_model, [*runtimes, runtime])
     with as_deployed(prepared):
         compared = compare(stages, batches, base=FAKE_QUANT, free=("float", SWITCHED_OFF), step=step or 1.0)
@@ -133,8 +133,6 @@ def output_step(integer: fx.GraphModule) -> float | None:
 
 
 def _require_same(artifact: Artifact, integer: fx.GraphModule) -> None:
-    if not isinstance(artifact, Artifact):
-        raise ConfigError(f"verify compares the Artifact that qat.export returned, got {artifact!r}")
     sites = integer.meta["prepared"]["sites"]
     if artifact.sites != sites:
         raise ArtifactError(

@@ -76,7 +76,7 @@ def test_no_batch(prepared, tmp_path):
 
 
 def test_a_path_is_no_artifact(prepared, batches):
-    with pytest.raises(ConfigError, match=r"the Artifact that qat\.export returned, got 'model\.onnx'"):
+    with pytest.raises(ConfigError, match=r"need the Artifact that qat\.export returns.*, got 'model\.onnx'"):
         qat.verify(prepared, "model.onnx", batches)
 
 
