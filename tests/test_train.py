@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["model=resnet20", "float.epochs=1", "qat.epochs=1", "qat.calibration_batches=2", "latency.repeats=3",
          "trainer.enable_progress_bar=false", "verify.agreement=50", "verify.top1=50"]  # fmt: skip
 
-# percent of images: trained for onnxruntime, which rounds a residual twice, and run by OpenVINO, which rounds once. Behind
-# `layer1.0.add` 31 % of the integers are off by one, and of 360 images of a model that is right on 60 % four change class,
-# each with at most one step between its first two logits (docs/log.md)
+# percent of images: trained for onnxruntime, which rounds a residual twice, and run by OpenVINO, which rounds once.
+# Behind `layer1.0.add` 31 % of the integers are off by one, and of 360 images of a model that is right on 60 % four
+# change class, each with at most one step between its first two logits (docs/log.md)
 SUMS_ROUNDED_TWICE = 98.0
 
 
