@@ -127,17 +127,10 @@ def test_sweep_over_recipes_and_seeds_ends_in_one_table(run, tmp_path):
     assert json.loads((tmp_path / "sweep" / "1" / "results.json").read_text())["recipe"] == "w8a8_per_tensor"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["init_from=nowhere.pt"], "CheckpointError: .*nowhere.pt"),
-        (["qat.freeze_observers_at=0.9", "qat.freeze_bn_at=0.5"], "need 0 <= freeze_observers_at <= freeze_bn_at <= 1"),
-    ],
-)
-def test_bad_input_ends_in_one_message_and_nothing_written(tmp_path, overrides, message):
-    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", *overrides)
+def test_bad_input_ends_in_one_message_and_nothing_written(tmp_path):
+    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", "init_from=nowhere.pt")
     assert process.returncode == 1
-    assert re.search(message, process.stderr)
+    assert re.search("CheckpointError: .*nowhere.pt", process.stderr)
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "run" / "results.json").exists()
     assert not list((tmp_path / "run").glob("*.onnx"))
@@ -160,13 +153,6 @@ def test_one_training_for_two_targets(tmp_path, run):
     assert (folder / "int8-openvino.xml").is_file()
 
 
-@pytest.mark.parametrize("given", ["also=[tensorrt]", "target=[onnxruntime,tensorrt]"])
-def test_targets_whose_grids_differ(tmp_path, given):
-    process = train(tmp_path, f"hydra.run.dir={tmp_path}/run", given)
-    assert process.returncode == 1
-    assert "one training cannot serve onnxruntime, tensorrt: activation_signed is True for tensorrt" in process.stderr
-
-
 @pytest.mark.runtime
 def test_run_ends_with_a_whole_report(run):
     folder, process = run
@@ -175,6 +161,7 @@ def test_run_ends_with_a_whole_report(run):
     assert (folder / "report.html").stat().st_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_layers_alone_go_the_same_way(run):
     """`placement=modules`, from the float baseline of the first run."""

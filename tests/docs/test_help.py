@@ -40,11 +40,15 @@ def test_every_example_composes(example):
     composed(*(re.sub(r",\w+", "", word) for word in shlex.split(example) if not word.startswith("-")))
 
 
-def test_help_lists_the_groups(tmp_path):
+def test_help_lists_the_groups_and_does_without_torch(tmp_path):
     process = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=100
-    )
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=100,
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "hydra" in imported
+    assert "torch" not in imported  # ten seconds of each completion in the shell
     assert "quant: w2a2_lsq, w3a3_lsq" in process.stdout
     assert "Examples" in process.stdout
     assert not list(tmp_path.iterdir())

@@ -44,7 +44,13 @@ except ExportError as error:
 
 @pytest.mark.runtime
 @pytest.mark.parametrize(
-    "name", ["last.ckpt", "float.onnx", "results.json", "report.md", pytest.param("float.pt2", marks=pytest.mark.slow)]
+    "name",
+    [
+        "last.ckpt",
+        "float.onnx",
+        "report.md",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("results.json", "float.pt2")),
+    ],
 )
 def test_the_previous_file_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("previous")

@@ -68,6 +68,12 @@ def test_evaluating_what_was_delivered_gives_its_numbers(
     assert f"{before['coverage']['integer']} operators on integers, 0 in float" in page
 
 
+def test_targets_whose_grids_differ(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one training cannot serve onnxruntime, tensorrt: activation_signed is True"):
+        run(config(tmp_path, "also=[tensorrt]"))
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
 def test_a_folder_that_is_used_again_keeps_nothing_of_the_report(tmp_path: Path) -> None:
     for resumed in (True, False):
         (tmp_path / "record").mkdir(exist_ok=True)

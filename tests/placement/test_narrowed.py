@@ -143,7 +143,7 @@ def test_runtimes_have_the_same_integers(model: type[nn.Module], bits: int, tmp_
 
 
 def test_ties_between_two_grids_are_divided_in_training_and_in_onnxruntime(tmp_path: Any) -> None:
-    """Where 34 wide steps are 3 narrow ones, 17 steps lie on a tie, which torch's own operator, x * (1 / s), may miss."""
+    """34 wide steps are 3 narrow ones: 17 steps lie on a tie, which torch's own operator, x * (1 / s), may miss."""
     found = prepared(Dense(), recipe(4))
     wide, narrow = torch.tensor(0.010415102355182171), torch.tensor(0.11803782731294632)
     with torch.no_grad():
