@@ -67,7 +67,13 @@ def _lines(about: str, rows: Sequence[Mapping[str, Any]], title: str, bands: lis
         y["scale"] = {"type": "log", "nice": False}
         y["axis"] = {"format": "~g", "tickCount": 4}
     encoding = {
-        "x": {"field": "step", "type": "quantitative", "title": "optimizer step", "scale": {"nice": False}},
+        "x": {
+            "field": "step",
+            "type": "quantitative",
+            "title": "optimizer step",
+            "scale": {"nice": False},
+            "axis": {"tickCount": 8},  # more run into the last one, which is moved inside the chart
+        },
         "y": y,
         "color": _color("series", above=_height(bands)),
         "opacity": DIM,
