@@ -46,6 +46,7 @@ HIDDEN = ("_partial_", "_convert_", "_recursive_")
 SECTIONS = ("model", "data", "quant", "target", "float", "qat", "trainer", "logger")
 NULLS = {  # what null stands for
     "num_classes": "int", "init_rename": "mapping", "override": "mapping", "init_from": "path", "ckpt_path": "path",
+    "adaround": "mapping", "ema": "mapping", "oscillation": "mapping",
 }  # fmt: skip
 Key = tuple[str, Any, str]  # path, default, comment
 

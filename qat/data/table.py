@@ -16,7 +16,7 @@ try:
     import datasets
 except ImportError as error:
     raise ConfigError(
-        "data=hf needs the package `datasets`: run `uv sync --extra hf` or `pip install 'qat[hf]'`"
+        "data=hf needs the package `datasets`: run `uv sync --extra hf` or `pip install datasets`"
     ) from error
 
 INTEGER = re.compile(r"u?int\d+")  # of pyarrow's type names

@@ -121,8 +121,7 @@ def _writer(path: str) -> Callable[..., Artifact]:
     except ImportError as error:
         extra = module.rpartition(".")[2]
         raise ConfigError(
-            f"export for {extra} needs a package that is not installed ({error}): run `uv sync --extra {extra}` or "
-            f"`pip install 'qat[{extra}]'`"
+            f"export for {extra} needs a package that is not installed ({error}): run `uv sync --extra {extra}`"
         ) from error
 
 

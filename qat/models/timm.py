@@ -25,7 +25,7 @@ try:
     from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, list_models
 except ImportError as error:
     raise ConfigError(
-        "model=timm needs the package `timm`: run `uv sync --extra timm` or `pip install 'qat[timm]'`"
+        "model=timm needs the package `timm`: run `uv sync --extra timm` or `pip install timm`"
     ) from error
 
 log = logging.getLogger(__name__)

@@ -117,7 +117,7 @@ def prepare(
     if not any(s.tails for s in sites.values()):
         raise PlacementError(
             f"nothing to quantize in {type(model).__name__}: no convolution, linear layer, addition or pooling is left "
-            "after exclude; see plan names in the README, or drop an exclude pattern"
+            "after exclude, whose patterns match names of the plan; drop one"
         )
     choices = choose(recipe, target, captured.eval, modules, sites[id(captured.eval)])
     plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, choices)

@@ -1,9 +1,10 @@
-"""A sweep's beginning and end: where it goes on after an interruption, one table, the failures, a Pareto plot.
+"""A sweep's beginning and end: where it goes on after an interruption, one table, the failures, a plot and a page.
 
 sweep folder/
   0, 1, 2, ...      a run folder each: results.json, or error.txt with the message
   study.db          Optuna's trials, where hparams_search=optuna
   pareto.svg        int8 top-1 against size and latency
+  report.html, .md  the same with the settings and commands of all jobs
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from qat.errors import QatError
 from qat.report.interval import between
 from qat.report.jobs import Job, job_folders, job_number, read_sweep
 from qat.report.objective import read_failure
+from qat.report.page import write_sweep
 from qat.report.pareto import pareto_plot
 from qat.report.results import FILE, STAGES, Results
 
@@ -105,7 +107,7 @@ class SweepSummary(Callback):
             Console().print(f"{done} of {self.total} jobs done, about {left} left", highlight=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the summary of the sweep's folder, and draw what has results; where no job has any, exit with 1."""
+        """Print the summary of the folder, draw and write what has results; where no job has any, exit with 1."""
         self.summed_up = True
         folder = Path(config.hydra.sweep.dir)
         console, sweep = Console(), read_sweep(folder)
@@ -113,8 +115,10 @@ class SweepSummary(Callback):
         try:
             if rows := sweep.rows():
                 console.print(f"accuracy against size and latency: {pareto_plot(rows, folder / PLOT)}", soft_wrap=True)
+            if rows and OmegaConf.select(config, "report", default=True):
+                console.print(f"report: {write_sweep(sweep, folder)}", soft_wrap=True)
         except QatError as error:  # the table stands
-            console.print(f"no plot: {error}", soft_wrap=True)
+            console.print(f"no plot, or no page: {error}", soft_wrap=True)
         if not any(job.results for job in sweep.jobs):
             raise SystemExit(1)
 

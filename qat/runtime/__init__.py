@@ -85,7 +85,7 @@ def _needing(extra: str, module: str) -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"target {extra} needs the package `{EXTRAS[extra]}`: run `uv sync --extra {extra}` or "
-            f"`pip install 'qat[{extra}]'` ({error})"
+            f"`pip install {EXTRAS[extra]}` ({error})"
         ) from error
 
 

@@ -266,6 +266,6 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     for name in ("qat.data.hf", "qat.data.table"):
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ConfigError, match=r"uv sync --extra hf.*pip install 'qat\[hf\]'"):
+    with pytest.raises(ConfigError, match=r"uv sync --extra hf.*pip install datasets"):
         importlib.import_module("qat.data.hf")
     importlib.reload(importlib.import_module("qat.data"))  # does without

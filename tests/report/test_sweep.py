@@ -153,6 +153,10 @@ def test_a_sweep_says_how_far_it_is(tmp_path):
     said = [line for line in process.stdout.splitlines() if "jobs done" in line]
     assert [line.split(",")[0] for line in said] == ["1 of 4 jobs done", "2 of 4 jobs done", "3 of 4 jobs done"]
     assert all(line.endswith(" left") for line in said)
+    assert "report: jobs/report.html" in process.stdout
+    page = (tmp_path / "jobs" / "report.md").read_text()
+    assert [f"a={a} b={b}" in page for a in (1, 2) for b in (3, 4)] == [True] * 4
+    assert (tmp_path / "jobs" / "report.html").is_file()
 
 
 def sweep(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

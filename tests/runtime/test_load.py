@@ -50,7 +50,7 @@ def test_package_that_is_not_installed(integer, tmp_path, without_openvino):
     ):
         qat.export(integer, tmp_path / "model.xml", target="openvino")
     artifact = replace(qat.export(integer, tmp_path / "model.onnx"), path=tmp_path / "model.xml")
-    with pytest.raises(ConfigError, match="pip install 'qat\\[openvino\\]'"):
+    with pytest.raises(ConfigError, match="uv sync --extra openvino` or `pip install openvino"):
         load(artifact)
     require_installed(qat.Target.parse("onnxruntime"))
 
