@@ -6,6 +6,7 @@ import logging
 import shutil
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -30,6 +31,15 @@ from qat.training.interruption import CHECKPOINT, FLOAT
 
 log = logging.getLogger(__name__)
 
+# settings that leave the weights of the float model as they are; all others are part of its key in the cache
+WHEREVER = {
+    "data": ("num_workers", "download", "keep_mb", "cache_dir"),
+    "trainer": (
+        "_target_", "accelerator", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps",
+        "limit_val_batches", "deterministic",
+    ),
+}  # fmt: skip
+
 
 def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Classifier:
     """The float model to quantize: as it was loaded, or trained here (a whole model, or a new head), or cached."""
@@ -47,12 +57,12 @@ def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Cla
     )
     require_classifier(model, images, data.num_classes, way_out)
     module = build_classifier(cfg, "float", model, data)
-    start = {"weights": source.weights, "reset_head": bool(cfg.init_reset_head)}
+    start: dict[str, Any] = {"weights": source.weights, "reset_head": bool(cfg.init_reset_head)}
     if cfg.init_from is not None:
         rename = plain(cfg, "init_rename") or {}
         loaded = load_float(model, cfg.init_from, rename=rename, strict=cfg.init_strict, head=head)
         log.info("%s", loaded)
-        start["sha256"] = loaded.sha256
+        start |= {"sha256": loaded.sha256, "rename": rename, "strict": bool(cfg.init_strict)}
         if loaded.masks and cfg.task == "qat" and not cfg.qat.keep_zeros:
             log.warning(
                 "%d masks in %s, and training moves zeros: qat.keep_zeros=true keeps them", loaded.masks, loaded.path
@@ -60,10 +70,10 @@ def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Cla
     if (cfg.init_from is not None or source.weights) and not head:
         return module
     produced_by = {
-        **{key: plain(cfg, key) for key in ("data", "float", "seed")},
+        **{key: plain(cfg, key) for key in ("float", "seed")},
+        **{key: {k: v for k, v in plain(cfg, key).items() if k not in left} for key, left in WHEREVER.items()},
         "model": section,
         "start": start,
-        "precision": plain(cfg, "trainer.precision"),
         "versions": {k: v for k, v in machine.versions().items() if k in ("qat", "torch", "torchvision")},
     }
     name = f"{type(model).__name__.lower()}-{type(data).__name__.lower()}"

@@ -60,7 +60,8 @@ def cached_baseline(
         if not first():
             return False
         with replacing(weights) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+            # clones: safetensors refuses one tensor under two names
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
         write_text(weights.with_suffix(".json"), text + "\n")
     log.info("float baseline kept at %s", weights)
     return False

@@ -77,3 +77,16 @@ def test_a_damaged_file_of_the_cache_is_trained_again(
     kept, model = load()
     assert (kept, len(trained), float(model.weight.detach()[0, 0])) == (True, 2, 2.0)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_tensor_with_two_names_is_kept(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.same = self.first
+
+    model, other = Twice(), Twice()
+    assert not cached_baseline(model, {"seed": 0}, tmp_path, "twice", lambda: None)
+    assert cached_baseline(other, {"seed": 0}, tmp_path, "twice", lambda: None)
+    assert torch.equal(other.same.weight, model.first.weight)
