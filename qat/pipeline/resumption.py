@@ -10,7 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from qat.errors import CheckpointError
 from qat.files import TEMPORARY
+from qat.pipeline.changes import begun_with, changed
 from qat.report.objective import FAILURE
 from qat.report.record import FOLDER as RECORD
 from qat.training import run_to_resume
@@ -22,12 +24,28 @@ OVERRIDE, MEASURED = "override.yaml", "sensitivity.json"  # of a run that search
 
 
 def resumed(cfg: DictConfig) -> DictConfig:
-    """The config; with `ckpt_path=last`, that of the interrupted run, which goes on in its folder."""
+    """The config; with `ckpt_path=last`, that of the interrupted run, which goes on in its folder.
+
+    Raises:
+        CheckpointError: no run was interrupted, or one of another task.
+    """
     if cfg.ckpt_path != LAST:
         return cfg
     alone = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-    folder = run_to_resume(Path(cfg.run_dir), siblings=not alone)
+    folder = run_to_resume(
+        Path(cfg.run_dir), siblings=not alone, alike=lambda of: begun_with(of) is not None and not changed(cfg, of)
+    )
+    before = begun_with(folder)
+    if before is not None and (differ := changed(cfg, folder)):
+        if "task" in differ:
+            raise CheckpointError(
+                f"ckpt_path=last: {folder} was begun with task={before.get('task')}, and task={cfg.task} cannot go on "
+                "there; give its task, or leave ckpt_path out"
+            )
+        log.warning("%s was begun with another %s; it goes on with what this command has", folder, ", ".join(differ))
     checkpoint = newest_checkpoint(folder)
+    if checkpoint is None and before is not None and (given := before.get("ckpt_path")) and Path(given).is_file():
+        checkpoint = Path(given)  # from where the interrupted run went on
     cfg = cfg.copy()
     cfg.run_dir, cfg.ckpt_path = str(folder), None if checkpoint is None else str(checkpoint)
     log.info(

@@ -17,6 +17,7 @@ from qat.files import write_text
 from qat.parity import ParityReport
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.calibration import calibrated
+from qat.pipeline.changes import OF_TRAINING
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency, say_saturation
 from qat.pipeline.job import Job, read_job
@@ -32,15 +33,6 @@ from qat.training.processes import by_first
 from qat.training.trial import require_exportable
 
 log = logging.getLogger(__name__)
-OF_TRAINING = {  # refused where nothing is trained
-    "distill": None,
-    "ema": None,
-    "oscillation": None,
-    "mixup": 0.0,
-    "warmup": 0.0,
-    "activations_from": 0.0,
-    "reestimate_bn": 0,
-}
 
 
 def ptq(cfg: DictConfig) -> dict[str, Any]:

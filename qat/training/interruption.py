@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -97,12 +97,13 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def run_to_resume(run_dir: Path, *, siblings: bool) -> Path:
+def run_to_resume(run_dir: Path, *, siblings: bool, alike: Callable[[Path], bool] = lambda _: True) -> Path:
     """The run that `ckpt_path=last` stands for: this folder's, else the newest beside it.
 
     Args:
         run_dir: folder of the new run.
         siblings: whether to look beside it; a job of a sweep goes on, or begins, in its own folder.
+        alike: whether a run has the settings of the new one; the newest of those goes before newer ones.
 
     Raises:
         CheckpointError: no run was interrupted.
@@ -111,13 +112,13 @@ def run_to_resume(run_dir: Path, *, siblings: bool) -> Path:
         return run_dir
     begun = [p.parent for p in run_dir.parent.glob(f"*/{BEGUN}")]
     newest_first = sorted(begun, key=lambda p: (p / BEGUN).stat().st_mtime_ns, reverse=True)
-    found = next(filter(_interrupted, newest_first), None)
-    if found is None:
+    found = list(filter(_interrupted, newest_first))
+    if not found:
         raise CheckpointError(
             f"ckpt_path=last: no interrupted run in {run_dir.parent} (one with {BEGUN} and "
             f"without {ENDED}). Name a checkpoint, ckpt_path=RUN/{CHECKPOINT}, or leave ckpt_path out to start anew"
         )
-    return found
+    return next(filter(alike, found), found[0])
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -100,6 +100,8 @@ def test_last_is_the_newest_that_was_interrupted(tmp_path: Path) -> None:
     begun(tmp_path / "c", 30, ended=True)
     with held(begun(tmp_path / "d", 40)):
         assert run_to_resume(new, siblings=True) == newer
+        assert run_to_resume(new, siblings=True, alike=lambda folder: folder == older) == older
+        assert run_to_resume(new, siblings=True, alike=lambda _: False) == newer
     assert run_to_resume(older, siblings=True) == older
     assert run_to_resume(new, siblings=False) == new
 

@@ -11,10 +11,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from qat.errors import ConfigError
+from qat.errors import CheckpointError, ConfigError
 from qat.models import resnet20
 from qat.pipeline import run
 from qat.pipeline.baseline import float_baseline
@@ -150,6 +150,30 @@ def test_the_newest_checkpoint_of_the_last_stage(tmp_path: Path) -> None:
     stopped = written(tmp_path / "checkpoints" / "last-interrupted.ckpt", 20)
     assert found() == str(stopped)
     assert checkpoint_of(config(tmp_path, f"ckpt_path={stopped}"), "qat") == str(stopped)
+
+
+def test_last_is_the_run_with_the_same_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def asked(*given: str) -> Any:
+        return resumed(config(tmp_path / "new", "ckpt_path=last", *given)).run_dir
+
+    for when, given in enumerate((("seed=0",), ("seed=1",), ("seed=2", "qat.optimizer.lr=0.5")), 10):
+        folder = tmp_path / f"run{when - 10}"
+        written(folder / "config.yaml", when)
+        OmegaConf.save(config(folder, *given), folder / "config.yaml")
+        os.utime(folder / "config.yaml", (when, when))
+    assert [asked(f"seed={seed}") for seed in (0, 1)] == [str(tmp_path / f"run{seed}") for seed in (0, 1)]
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert asked("seed=2") == str(tmp_path / "run2")
+    assert f"{tmp_path / 'run2'} was begun with another qat.optimizer.lr; it goes on with" in caplog.text
+    with pytest.raises(CheckpointError, match="was begun with task=qat, and task=ptq cannot go on there"):
+        asked("task=ptq", "seed=1")
+
+
+def test_a_run_that_went_on_and_has_no_checkpoint_goes_on_from_the_same(tmp_path: Path) -> None:
+    start = written(tmp_path / "first" / "checkpoints" / "last.ckpt", 1)
+    (tmp_path / "run").mkdir()
+    OmegaConf.save(config(tmp_path / "run", f"ckpt_path={start}"), tmp_path / "run" / "config.yaml")
+    assert resumed(config(tmp_path / "run", "ckpt_path=last")).ckpt_path == str(start)
 
 
 def test_what_a_run_takes_away(tmp_path: Path) -> None:
