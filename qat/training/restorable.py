@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qat.errors import CheckpointError
 from qat.models.state_file import listing
+from qat.training.classifier import HORIZONS
 
 VERSION = "pytorch-lightning_version"
 TYPES: Mapping[str, tuple[type, ...]] = {
@@ -108,6 +109,11 @@ def _strange_training(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> str
             return f"its lr_schedulers[{i}]{reason}"
         if "last_epoch" in config.scheduler.state_dict() and "last_epoch" not in state:
             return f"its lr_schedulers[{i}] has no last_epoch"
+        if planned := next(_otherwise_planned(state, config.scheduler.state_dict()), None):
+            return (
+                f"its schedule was planned for {planned[0]} steps, and this training has {planned[1]}; go on with its "
+                "epochs, batch size and number of processes"
+            )
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
     for key, own in trainer.fit_loop.state_dict().items():
         if key in loop and not key.endswith("state_dict"):
@@ -126,6 +132,15 @@ def _strange_training(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> str
     if trainer.max_epochs is not None and -1 < trainer.max_epochs < done:
         return f"{done} epochs of it are done, and this training has {trainer.max_epochs}"
     return ""
+
+
+def _otherwise_planned(state: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Ends that schedules were planned for, and what they are here, where these differ; also of those inside one."""
+    for key in HORIZONS:
+        if key in state and key in own and state[key] != own[key]:
+            yield state[key], own[key]
+    for inner, other in zip(state.get("_schedulers", ()), own.get("_schedulers", ()), strict=False):
+        yield from _otherwise_planned(inner, other)
 
 
 def _strange_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> str:

@@ -28,5 +28,5 @@ def explained_workers() -> Iterator[None]:
         said = found[0].strip() if found else BROKEN  # its socket tells before torch does, when it dies as it sends
         raise DataError(
             f"{said} Most often memory is short, /dev/shm in a container: lower data.num_workers (0 reads "
-            "in this process) or data.batch_size, and go on with ckpt_path=last"
+            "in this process), and go on with ckpt_path=last; or start again with a smaller data.batch_size"
         ) from error

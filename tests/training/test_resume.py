@@ -16,7 +16,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
-from qat.errors import ConfigError
+from qat.errors import CheckpointError, ConfigError
 from qat.training import Classifier, QuantizationAwareTraining, SeedEveryEpoch
 
 Trainers = Callable[..., pl.Trainer]
@@ -65,6 +65,17 @@ def run(
 
 def checkpoint(folder: Path, *, after_training: bool) -> ModelCheckpoint:
     return ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=after_training)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_a_schedule_that_was_planned_for_another_end(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: Loader, tmp_path: Path
+) -> None:
+    run(trainer, tiny_net, loader, checkpoint(tmp_path, after_training=True))
+    few = DataLoader(loader.dataset, batch_size=2)
+    message = r"its schedule was planned for \d+ steps, and this training has \d+; go on with its epochs, batch size"
+    with pytest.raises(CheckpointError, match=message):
+        run(trainer, tiny_net, few, ckpt=str(tmp_path / "epoch=0.ckpt"))
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")  # it goes on there
