@@ -4,7 +4,8 @@
 
 onnxruntime fuses dequantize, product, bias and quantize into QGemm, but of matrices alone: of more dimensions it makes
 a product with a float result (MatMulIntegerToFloat), a float addition of the bias, and a QuantizeLinear. Same values:
-the rows of a product know nothing of each other.
+the rows of a product know nothing of each other. Only where the examples come first: `[T, N, C]` of sequence-first
+networks would have the N of the example inside.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from qat.export.bias import OPS, tidied
 from qat.export.copies import with_shapes
@@ -33,10 +35,19 @@ def as_rows(integer: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     if not linears:
         return integer
     model = with_shapes(integer, inputs)
+    one_more = tree_map_only(Tensor, lambda x: torch.cat([x, x[:1]]) if x.dim() else x, tuple(inputs))
+    try:
+        larger = {n.name: _shape(n) for n in with_shapes(integer, one_more).graph.nodes}
+    except Exception:  # a batch size of its own, which the export of this very graph explains
+        return integer
     for node in list(model.graph.nodes):
-        if _between_integers(node) and len(node.meta["tensor_meta"].shape) > 2:
+        if _between_integers(node) and len(shape := _shape(node)) > 2 and larger[node.name][1:] == shape[1:]:
             _flattened(model.graph, node)
     return tidied(model)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 def _between_integers(node: fx.Node) -> bool:

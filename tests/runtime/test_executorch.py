@@ -37,9 +37,20 @@ def test_one_delegate_call_on_blocks_of_known_nets_and_every_bit(trained, pictur
     with pytest.raises(ArtifactError, match=r"executorch .* refuses model.pte"):
         load(artifact)
     with pytest.raises(
-        ArtifactError, match=r"failed on model.pte: .*; given \(129, 3, 16, 16\), it takes \(128, 3, 16, 16\) at"
+        ArtifactError, match=r"failed on model.pte: .*; given \(9, 4, 16, 16\), it takes \(128, 3, 16, 16\) at"
     ):
-        run(torch.randn(129, 3, 16, 16))
+        run(torch.randn(9, 4, 16, 16))
+
+
+def test_more_examples_than_the_program_takes_go_in_parts(small_net, tmp_path):
+    x = torch.randn(2, 3, 16, 16)
+    prepared = qat.prepare(small_net, x, target="executorch")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    run = load(qat.export(integer, tmp_path / "model.pte"))
+    many = torch.randn(300, 3, 16, 16)
+    torch.testing.assert_close(run(many), torch.cat([run(many[:128]), run(many[128:256]), run(many[256:])]))
+    assert len(run(many)) == 300
 
 
 @pytest.mark.slow
