@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qat.errors import ParityError
+from qat.errors import ConfigError, ParityError
 from qat.runtime.coverage import Coverage
 
 HINT = "verify(..., layerwise=True) shows every value, docs/howto/parity.md what the first stage that departs means"
@@ -30,6 +30,18 @@ class Tolerance:
     agreement: float = 99.0
     top1: float = 0.5
     in_float: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be compared with.
+
+        Raises:
+            ConfigError: no percentage, no number of points, no count.
+        """
+        for name, value, all_of in (("agreement", self.agreement, 0), ("top1", self.top1, 100)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ConfigError(f"need {name} to be a number >= 0, got {value!r}; {name}={all_of} lets all pass")
+        if self.in_float is not None and (type(self.in_float) is not int or self.in_float < 0):
+            raise ConfigError(f"need in_float to be a count of operators, or null, got {self.in_float!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

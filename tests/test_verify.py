@@ -127,3 +127,17 @@ def test_the_hint_is_of_this_machine_and_target(small_net, images, tmp_path, mon
     artifact = qat.export(qat.convert(prepared), tmp_path / file)
     with pytest.raises(ParityError, match=hint):
         qat.verify(prepared, artifact, [images], tolerance=qat.Tolerance(agreement=101))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"agreement": None}, "need agreement to be a number >= 0, got None; agreement=0 lets all pass"),
+        ({"agreement": "high"}, "need agreement to be a number >= 0, got 'high'"),
+        ({"top1": -1.0}, "need top1 to be a number >= 0, got -1.0; top1=100 lets all pass"),
+        ({"in_float": -1}, "need in_float to be a count of operators, or null, got -1"),
+    ],
+)
+def test_tolerances_that_are_none(given, message):
+    with pytest.raises(ConfigError, match=message):
+        qat.Tolerance(**given)

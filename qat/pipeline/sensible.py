@@ -21,6 +21,7 @@ from qat.report.objective import require_objectives
 from qat.settings import build, check, plain, reading
 from qat.training import Classifier
 from qat.training.classifier import parameter_groups
+from qat.training.strategy import require_float_scales
 
 STEPS = 8  # of the schedule that is tried
 SECTIONS = ("model", "data", "quant", "target", "float", "qat", "trainer", "logger", "verify", "evaluate", "latency")
@@ -52,6 +53,12 @@ def number(least: float) -> Check:
     return (
         lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= least
     ), f"a number >= {least:g}"
+
+
+def positive() -> Check:
+    """A finite number above 0."""
+    holds, _ = number(0)
+    return (lambda v: holds(v) and v > 0), "a number > 0"
 
 
 FLAG: Check = (lambda v: isinstance(v, bool)), "true or false"
@@ -87,7 +94,7 @@ TRAINER: Mapping[str, Check] = {  # which Lightning would believe, or find out i
     "num_sanity_val_steps": whole(-1),
     "gradient_clip_val": or_null(number(0)),
     "limit_train_batches": or_null(number(0)),
-    "limit_val_batches": or_null(number(0)),
+    "limit_val_batches": or_null(positive()),
     "deterministic": ((lambda v: isinstance(v, bool) or v == "warn"), "true, false or warn"),
 }
 
@@ -110,7 +117,7 @@ def require_sensible(cfg: DictConfig) -> None:
     with reading("logger"):
         check(cfg, "logger", "name")
     with reading("trainer"):
-        trainer_of(cfg)
+        require_float_scales(str(trainer_of(cfg).precision))
     for section in ("float", "qat"):
         with reading(section):
             _require_trainable(cfg, section)

@@ -64,6 +64,7 @@ def measure_top1(cfg: DictConfig, module: Classifier, data: ImageData) -> float:
     """Top-1 on the validation split, in percent."""
     quiet = cfg.copy()
     quiet.trainer.enable_progress_bar = False
+    quiet.trainer.limit_val_batches = None  # a shorter look while training; what is compared is of the same images
     bar = [StageBar("measuring top-1")] if cfg.trainer.enable_progress_bar else []
     trainer = build(
         quiet, "trainer", logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=bar

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 
 from qat.errors import ConfigError
@@ -133,7 +134,10 @@ class Classifier(pl.LightningModule):
         optimizer, scheduler, interval = self.optimization(groups, None)
         if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+        config = {"scheduler": scheduler, "interval": interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = "val/loss"
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def optimization(self, groups: list[dict[str, Any]], steps: int | None) -> tuple[Optimizer, Any, str]:
         """Optimizer, schedule (None for none), and whether that moves at every `step` or `epoch`.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from torchvision.models.googlenet import GoogLeNetOutputs
 from torchvision.models.inception import InceptionOutputs
@@ -221,3 +221,13 @@ def test_a_schedule_of_one_rate_and_a_rate_of_scales(
 def test_a_negative_rate_of_scales(tiny_net: type[nn.Module]) -> None:
     with pytest.raises(ConfigError, match=r"need scale_lr >= 0, got -1"):
         Classifier(tiny_net(), num_classes=4, optimizer=sgd, scale_lr=-1)
+
+
+def test_a_schedule_that_watches_the_validation_loss(
+    trainer: Trainers, tiny_net: type[nn.Module], loader: DataLoader[Any]
+) -> None:
+    never_better = partial(ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e9)
+    module = Classifier(tiny_net(), num_classes=4, optimizer=sgd, scheduler=never_better)
+    rates = Rates()
+    trainer(rates, max_epochs=3).fit(module, loader, loader)
+    assert list(dict.fromkeys(rates.seen)) == [0.1, 0.05, 0.025]
