@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,9 +61,6 @@ class Digits(ImageData):
 
     def load(self) -> Splits:
         """Read, split and enlarge the digits."""
-        from sklearn.datasets import load_digits  # here: a second or more that other data need not wait for
-        from sklearn.model_selection import train_test_split
-
         ink, digits = load_digits(return_X_y=True)  # float64 [1797, 64] in 0 .. 16, int64 [1797]
         labels = torch.from_numpy(digits).long()
         train, val = train_test_split(

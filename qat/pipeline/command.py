@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from rich.console import Console
 
 from qat.errors import ProcessError, QatError
 from qat.pipeline.continuation import ended_before
@@ -27,7 +28,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | None:
             return objectives(ended_before(cfg) or run(cfg), wanted)
     except Interrupted as error:
         if first():
-            print(f"{error}. To go on: {_again()}", file=sys.stderr)
+            _say(f"{error}. To go on: {_again()}")
         raise SystemExit(error.exit_code) from None
     except Exception as error:
         sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -36,11 +37,15 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 raise
             traceback.print_exc()
         if first() or not isinstance(error, ProcessError):  # the other process says it itself
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            _say(f"{type(error).__name__}: {error}")
         if not sweeping:
             raise SystemExit(1) from None
         write_failure(cfg.run_dir, error)
         return None
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 
 def _again() -> str:
