@@ -62,6 +62,9 @@ class ExecuTorchRuntime(Runtime):
             self._forward: Any = self._program.load_method("forward")
         except Exception as error:
             raise ArtifactError(f"{self.name} refuses {artifact.path.name}: {_in_words(error)}") from error
+        about = self._program.metadata("forward")
+        sizes = about.input_tensor_meta(0).sizes() if about.num_inputs() else ()
+        self._most = sizes[0] if sizes else 1  # examples in a call
         if METADATA in self._program.method_names:
             (text,) = self._program.load_method(METADATA).execute([])
             self.metadata = json.loads(bytes(text.tolist()).decode())
@@ -69,7 +72,7 @@ class ExecuTorchRuntime(Runtime):
     @torch.no_grad()
     def __call__(self, *x: Tensor) -> Tensor:
         """First output for `[N, ...]`; of more examples than the program takes, in parts."""
-        most = self._program.metadata("forward").input_tensor_meta(0).sizes()[0]
+        most = self._most
         if x and x[0].dim() and len(x[0]) > most > 1 and all(one.dim() and len(one) == len(x[0]) for one in x):
             return torch.cat([self(*part) for part in zip(*(one.split(most) for one in x), strict=True)])
         try:
