@@ -22,6 +22,16 @@ from qat.training.strategy import trains_ranges
 
 T = TypeVar("T")
 
+OF_TRAINING = {  # refused where nothing is trained
+    "distill": None,
+    "ema": None,
+    "oscillation": None,
+    "mixup": 0.0,
+    "warmup": 0.0,
+    "activations_from": 0.0,
+    "reestimate_bn": 0,
+}
+
 
 @reading("qat")
 def read_distillation(cfg: DictConfig, source: ModelSource) -> Distillation | None:

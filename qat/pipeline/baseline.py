@@ -15,6 +15,7 @@ from torch import nn
 from qat import machine
 from qat.data import ImageData
 from qat.models import ModelSource, head_of, load_float
+from qat.pipeline.changes import READING
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.resumption import checkpoint_of
 from qat.pipeline.source import build_model
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # settings that leave the weights of the float model as they are; all others are part of its key in the cache
 WHEREVER = {
-    "data": ("num_workers", "download", "keep_mb", "cache_dir"),
+    "data": READING,
     "trainer": (
         "_target_", "accelerator", "log_every_n_steps", "enable_progress_bar", "num_sanity_val_steps",
         "limit_val_batches", "deterministic",

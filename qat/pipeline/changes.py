@@ -8,19 +8,15 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from qat.pipeline.aids import OF_TRAINING
 from qat.training.interruption import BEGUN
 
-OF_TRAINING = {  # refused where nothing is trained
-    "distill": None,
-    "ema": None,
-    "oscillation": None,
-    "mixup": 0.0,
-    "warmup": 0.0,
-    "activations_from": 0.0,
-    "reestimate_bn": 0,
-}
+READING = ("num_workers", "download", "keep_mb", "cache_dir")  # of data: where images come from, and how fast
 # nothing of these is in the results
-ELSEWHERE = ("run_dir", "ckpt_path", "cache_dir", "quiet", "report", "objective", "trainer.enable_progress_bar")
+ELSEWHERE = (
+    "run_dir", "ckpt_path", "cache_dir", "quiet", "report", "objective", "trainer.enable_progress_bar",
+    *(f"data.{key}" for key in READING),
+)  # fmt: skip
 UNREAD = {"ptq": ("qat.epochs",), "analyze": tuple(f"qat.{key}" for key in ("epochs", *OF_TRAINING))}  # by a task
 FILLED_IN = "data."  # by a run, where it was null: the weights' own preprocessing
 

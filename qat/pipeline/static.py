@@ -15,9 +15,9 @@ from qat.artifact import Artifact
 from qat.data import ImageData
 from qat.files import write_text
 from qat.parity import ParityReport
+from qat.pipeline.aids import OF_TRAINING
 from qat.pipeline.baseline import float_baseline
 from qat.pipeline.calibration import calibrated
-from qat.pipeline.changes import OF_TRAINING
 from qat.pipeline.classifier import build_classifier
 from qat.pipeline.delivery import describe, export_all, export_elsewhere, measure_latency, say_saturation
 from qat.pipeline.job import Job, read_job

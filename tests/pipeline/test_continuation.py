@@ -32,6 +32,7 @@ def test_in_what_settings_differ(now, expected):
         (["quiet=true"], ["quiet=true", "trainer.enable_progress_bar=false"], []),
         (["task=ptq"], ["task=ptq", "qat.epochs=0"], []),
         (["task=analyze", "qat.mixup=0.2"], ["task=analyze", "qat.epochs=0"], []),
+        (["data.num_workers=2"], [], []),
         ([], ["trainer.limit_train_batches=10"], ["trainer.limit_train_batches"]),
         ([], ["qat.distill={temperature: 4.0, weight: 0.9}"], ["qat.distill"]),
         ([], ["task=ptq", "qat.epochs=0"], ["qat.epochs", "task"]),
