@@ -30,6 +30,7 @@ from qat.runtime import Runtime
 # of a damaged file: UnicodeDecodeError, a ValueError, where a name is hit
 UNREADABLE = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 BATCHES = (1, 2, 7, 64)
+INT8_MAX = 127
 REQUIRED = ("model", "recipe", "target", "fingerprint")  # of any integer file
 DELIVERED = (*REQUIRED, "commit", "data", "top1", "float_sha256")  # of a run's
 # Sums of floats in another order, which another batch size may bring, flip single integers; a batch size that is baked
@@ -148,8 +149,9 @@ def _grid(
         return
     name, least = stored.removesuffix(PACKED), int(weight.astype(np.int8).min())
     most = int(weight.astype(np.int8).max())
-    per_channel = scale is not None and scale.ndim > 0  # always narrow, or a negative gamma would not fold
-    low, high = grids.get(name, (1 - limit if per_channel else -limit, limit - 1))
+    mirrored = min(limit, INT8_MAX)  # a channel, where BatchNorm's gamma was negative
+    per_channel = scale is not None and scale.ndim > 0
+    low, high = grids.get(name, (-mirrored, mirrored) if per_channel else (-limit, limit - 1))
     if least < low or most > high:
         yield f"weight {name}: {least} .. {most} is outside its grid {low} .. {high}"
 

@@ -65,6 +65,10 @@ def unreadable(saved: object) -> str:
         return f"its entry {KEY!r} names no {' and no '.join(names)}"
     if "settings" in saved and not isinstance(saved["settings"], Mapping):
         return f"its entry {KEY!r} has settings of type {type(saved['settings']).__name__}, not a mapping"
+    try:
+        json.dumps(dict(saved.get("settings", {})))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"its entry {KEY!r} has settings that are no plain values ({error})"
     ranges = saved.get(RANGES, {})
     if not isinstance(ranges, Mapping) or not all(isinstance(v, Tensor) for v in ranges.values()):
         return f"its entry {KEY!r} has {RANGES} that are no tensors by name"

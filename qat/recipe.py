@@ -17,6 +17,9 @@ from qat.presets import load_preset, read_mapping
 from qat.spec import Granularity, IntSpec, Scheme
 from qat.target import Target
 
+ALL_LEVELS = "only weights leave out an integer"
+STORED = (4, 8)  # widths of the types that hold weights; grids of other widths leave room in them
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecipe:
@@ -26,7 +29,7 @@ class TensorRecipe:
         bits: width, 2 to 8.
         scheme: affine or symmetric.
         granularity: per tensor or per channel; activations are per tensor.
-        narrow: leave out the lowest integer (weights; folding needs it).
+        narrow: leave out the lowest integer (weights; at 4 and 8 bits per channel always, because folding mirrors).
         observer: the range estimator.
         quantizer: the fake-quant module.
     """
@@ -99,7 +102,11 @@ class QuantRecipe:
             if not isinstance(change, Mapping) or not change or set(change) - set(TENSORS):
                 raise ConfigError(f"override[{pattern!r}] needs a mapping of weight or activation, got {change!r}")
             for which in change:
-                self.tensor(which).changed(change[which], f"override[{pattern!r}].{which}")
+                changed = self.tensor(which).changed(change[which], f"override[{pattern!r}].{which}")
+                if which == "activation" and changed.narrow:
+                    raise ConfigError(f"override[{pattern!r}].activation.narrow must be false: {ALL_LEVELS}")
+        if self.activation.narrow:
+            raise ConfigError(f"activation.narrow must be false: {ALL_LEVELS}")
         for bits in (self.first_last_bits, self.sum_bits):
             if bits is not None:
                 IntSpec(bits=bits)
@@ -217,11 +224,15 @@ def numerics(recipe: QuantRecipe, target: Target) -> Numerics:
         raise ConfigError(
             f"weight.scheme must be symmetric for target {target.name}: its products have no weight offset"
         )
-    if weight.granularity is Granularity.PER_CHANNEL and not weight.narrow:
-        raise ConfigError("per-channel weights need narrow: true, or BatchNorm with gamma < 0 does not fold exactly")
     if weight.bits > target.weight_bits:
         notes.append(f"weights: {weight.bits} -> {target.weight_bits} bits, {target.weight_bits_reason}")
         weight = replace(weight, bits=target.weight_bits)
+    if weight.granularity is Granularity.PER_CHANNEL and not weight.narrow and weight.bits in STORED:
+        notes.append(
+            f"weights of {weight.bits} bits: without {weight.qmin}, whose mirror image INT{weight.bits} does not have, "
+            "and channels with a negative gamma are mirrored"
+        )
+        weight = replace(weight, narrow=True)
     scheme = recipe.activation.scheme
     if target.activation_symmetric and scheme is not Scheme.SYMMETRIC:
         notes.append(f"activations: {scheme} -> symmetric, {target.name} has no zero points")

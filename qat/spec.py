@@ -74,6 +74,12 @@ class IntSpec:
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
 
     @property
+    def with_mirror_image(self) -> tuple[int, int]:
+        """Ends of the integers of this grid and of their negatives: `(-2, 2)` for `int2[-2,1]`."""
+        most = max(self.qmax, -self.qmin)
+        return -most, most
+
+    @property
     def symmetric_zero_point(self) -> int:
         """The zero point that the symmetric scheme fixes."""
         return 0 if self.signed else 2 ** (self.bits - 1)

@@ -54,3 +54,11 @@ def test_a_checkpoint_from_before_budgets_is_the_same_recipe():
     for key in ("recipe.budget", "recipe.budget_mb"):
         assert saved["settings"].pop(key) is None
     assert differences(saved, recipe, target) == []
+
+
+@pytest.mark.parametrize("value", [torch.tensor([]), torch.ones(2), [torch.ones(2)], {1, 2}, b"8"])
+def test_a_setting_that_is_no_plain_value(value: object) -> None:
+    saved = provenance(W8A8, ORT)
+    saved["settings"]["recipe.weight.bits"] = value
+    (found,) = differences(saved, W8A8, ORT)
+    assert found.startswith("its entry 'qat' has settings that are no plain values (Object of type ")

@@ -112,6 +112,11 @@ def test_parsing_leaves_the_mapping_alone():
             r"quant\.override\['fc'\]\.weight needs a mapping such as {bits: 4}, got 4",
         ),
         ({"override": {"fc": 4}}, r"override\['fc'\] needs a mapping of weight or activation, got 4"),
+        ({"activation__narrow": True}, r"^activation\.narrow must be false: only weights leave out an integer"),
+        (
+            {"override": {"fc": {"activation": {"narrow": True}}}},
+            r"override\['fc'\]\.activation\.narrow must be false: only weights",
+        ),
     ],
 )
 def test_what_a_recipe_refuses(changes, message):
@@ -135,12 +140,20 @@ def test_unknown_names_list_the_known_ones():
     ("changes", "message"),
     [
         ({"weight__scheme": "affine"}, r"weight\.scheme must be symmetric for target onnxruntime"),
-        ({"weight__narrow": False}, r"per-channel weights need narrow: true, or BatchNorm with gamma < 0"),
     ],
 )
 def test_what_a_target_cannot_run(changes, message):
     with pytest.raises(ConfigError, match=message):
         numerics(QuantRecipe.parse(changed(**changes)), Target.parse("onnxruntime"))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_level_per_channel_where_its_mirror_image_can_be_stored(bits):
+    recipe = QuantRecipe.parse(changed(weight__bits=bits, weight__narrow=False))
+    grids = numerics(recipe, Target.parse("onnxruntime_vnni"))
+    narrow = bits in (4, 8)
+    assert (grids.weight.qmin, grids.weight.qmax) == (-(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1)
+    assert any(f"weights of {bits} bits: without {-(2 ** (bits - 1))}" in note for note in grids.notes) == narrow
 
 
 def test_a_whole_weight_on_one_scale_may_use_the_full_range():

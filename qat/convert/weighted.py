@@ -24,7 +24,9 @@ CONVOLUTIONS: dict[type, Callable[..., Any]] = dict(
 
 def layer(graph: IntegerGraph, name: str, module: FakeQuantWeight, norm: Norm | None, source: OnGrid) -> fx.Node:
     """A convolution or linear layer, with the BatchNorm behind it."""
-    weight, bias = _parameters(graph, name, source, *folded(module, norm), module.weight_quantizer.spec)
+    quantizer = module.weight_quantizer
+    ends = _ends(quantizer.spec) if norm is None or not quantizer.shape else quantizer.spec.with_mirror_image
+    weight, bias = _parameters(graph, name, source, *folded(module, norm), ends)
     x = graph.dequantize(source)
     if isinstance(module, nn.Linear):
         return graph.call(F.linear, x, weight, bias)
@@ -39,7 +41,7 @@ def layer(graph: IntegerGraph, name: str, module: FakeQuantWeight, norm: Norm | 
 
 def batchnorm(graph: IntegerGraph, name: str, norm: Norm, spec: IntSpec, spatial: int, source: OnGrid) -> fx.Node:
     """A BatchNorm alone: a depthwise convolution with one tap, over `spatial` dimensions; `spec` is its weight's."""
-    weight, bias = _parameters(graph, name, source, *folded_ones(norm, spec, spatial), spec)
+    weight, bias = _parameters(graph, name, source, *folded_ones(norm, spec, spatial), _ends(spec))
     function = BY_DIMENSIONS[spatial - 1]
     return graph.call(function, graph.dequantize(source), weight, bias, 1, 0, 1, norm.num_features)
 
@@ -51,20 +53,24 @@ def function(
     weight, bias, *settings = arguments
     quantizer = module.weight_quantizer
     q, scale = quantizer.integers(weight), quantizer.scale.clone()
-    stored = _parameters(graph, name, source, q, scale, bias, quantizer.spec)
+    stored = _parameters(graph, name, source, q, scale, bias, _ends(quantizer.spec))
     return graph.call(getattr(F, module.name), graph.dequantize(source), *stored, *settings)
 
 
 def _parameters(
-    graph: IntegerGraph, name: str, source: OnGrid, q: Tensor, scale: Tensor, bias: Tensor | None, spec: IntSpec
+    graph: IntegerGraph, name: str, source: OnGrid, q: Tensor, scale: Tensor, bias: Tensor | None, ends: tuple[int, int]
 ) -> tuple[fx.Node, fx.Node | None]:
-    """Weight and bias of a layer as stored integers, dequantized."""
+    """Weight and bias of a layer as stored integers, dequantized; those of the weight are between `ends`."""
     steps = None
     if bias is not None:
         q, scale, steps = fit_bias(q, scale, bias, source.grid.scale)
     name = graph.name_of_call(name)
-    weight = graph.stored(f"{name}.weight", q, scale, spec.qmin, spec.qmax)
+    weight = graph.stored(f"{name}.weight", q, scale, *ends)
     if steps is None:
         return weight, None
     limits = torch.iinfo(torch.int32)
     return weight, graph.stored(f"{name}.bias", steps, scale * source.grid.scale, limits.min + 1, limits.max)
+
+
+def _ends(spec: IntSpec) -> tuple[int, int]:
+    return spec.qmin, spec.qmax
