@@ -8,9 +8,9 @@ x                       one input
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,9 +35,12 @@ class Inputs:
         return cls(tuple(found) if isinstance(found, list | tuple) else (found,), {})
 
     def call(self, model: nn.Module, device: Any) -> Any:
-        """What `model` returns for them, moved to its device."""
-        args = [v.to(device) if isinstance(v, Tensor) else v for v in self.args]
-        return model(*args, **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()})
+        """What `model` returns for copies of them, on its device."""
+
+        def own(v: Any) -> Any:
+            return v.detach().to(device, copy=True) if isinstance(v, Tensor) else v  # some forwards write into it
+
+        return model(*(own(v) for v in self.args), **{k: own(v) for k, v in self.kwargs.items()})
 
     def ordered(self, names: Sequence[str]) -> list[Any]:
         """All of them by position, as an artefact with inputs of these names takes them.
@@ -63,8 +66,20 @@ class Inputs:
 
 
 def first_output(result: Any) -> Tensor:
-    """The tensor that a classifier means: itself, or the first element or value of what it returned."""
-    if isinstance(result, Tensor):
-        return result
-    values = result.values() if isinstance(result, dict) else result
-    return cast(Tensor, next(iter(values)))
+    """The tensor that a classifier means: itself, or the first among what it returned, however nested.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = next((leaf for leaf in _leaves(result) if isinstance(leaf, Tensor)), None)
+    if found is None:
+        raise DataError(f"the model returned no tensor to compare, but {result!r:.80}")
+    return found
+
+
+def _leaves(result: Any) -> Iterator[Any]:
+    if isinstance(result, Mapping | list | tuple):
+        for part in result.values() if isinstance(result, Mapping) else result:
+            yield from _leaves(part)
+    else:
+        yield result

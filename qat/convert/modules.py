@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qat.convert.folding import folded
 from qat.convert.origin import origin
 from qat.convert.values import Grid
 from qat.convert.weighted import CONVOLUTIONS
-from qat.errors import PlacementError
 from qat.functional.folding import fit_bias
 from qat.layers import FakeQuantWeight, pruned
 from qat.layers.integer import IntegerLayer
@@ -30,7 +29,6 @@ def integer_modules(prepared: PreparedModules) -> Any:
     Raises:
         CalibrationError: a quantizer whose range was never observed.
         NumericsError: NaN or Inf in a weight or range.
-        PlacementError: a layer with a padding that only a graph can say.
     """
     require_finite(prepared)
     for name, module in prepared.named_modules():
@@ -59,7 +57,12 @@ def _functional_form(layer: nn.Module) -> Callable[..., Any]:
     if isinstance(layer, nn.Linear):
         return F.linear
     conv = cast(nn.modules.conv._ConvNd, layer)
-    if conv.padding_mode != "zeros":
-        raise PlacementError(f"padding_mode={conv.padding_mode!r} needs placement=graph, or exclude the layer")
-    settings = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
-    return functools.partial(CONVOLUTIONS[type(conv)], **settings)
+    settings: dict[str, Any] = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+    convolve = functools.partial(CONVOLUTIONS[type(conv)], **settings)
+    if conv.padding_mode == "zeros":
+        return functools.partial(convolve, padding=conv.padding)
+    return functools.partial(_padded, convolve, tuple(conv._reversed_padding_repeated_twice), conv.padding_mode)
+
+
+def _padded(convolve: Callable[..., Any], widths: tuple[int, ...], mode: str, x: Tensor, *parameters: Any) -> Any:
+    return convolve(F.pad(x, widths, mode=mode), *parameters)

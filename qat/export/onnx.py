@@ -32,6 +32,7 @@ from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
+from qat.export.averages import require_plain_averages
 from qat.export.decomposition import decomposed_when_needed
 from qat.export.dynamic import dynamic_translations
 from qat.export.packing import OPSET as PACKED_OPSET
@@ -69,6 +70,7 @@ OPSET = 21  # int4 types and per-tensor attributes of QuantizeLinear
 def write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
     """Translate, tidy up, check, and save; `about` is what `convert` knows of the model."""
     target: Target | None = about.get("target")
+    require_plain_averages(program, integer=target is not None)
     model = _translate(program, target.opset if target else OPSET, integer=target is not None)
     _tidy(model, tuple(about.get("sites", ())), path)
     if target is not None and target.runtime == "onnxruntime" and target.opset >= PACKED_OPSET:

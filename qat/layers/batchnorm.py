@@ -67,6 +67,11 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
         layer_bias: Tensor | None = None,
     ) -> Tensor:
         """`[N, C, ...] -> [N, C, ...]`; the scales and bias are those of the layer before, for `rounded_bias`."""
+        if self.training and not self._joins() and x.numel() == x.size(1):
+            raise ValueError(  # as torch's own: the variance of one value would be NaN, and stay so
+                f"Expected more than 1 value per channel when training, got input size {x.shape}: leave the last "
+                "batch out with drop_last=True, or choose a batch size that leaves no single example"
+            )
         if not self._fuses():
             return self.output_quantizer(self._normalized(x, input_scale, weight_scale, layer_bias), self.activation)
         quantizer = cast(ObservedFakeQuantize, self.output_quantizer)

@@ -8,7 +8,6 @@ where the model allows it (tracer.py).
 from __future__ import annotations
 
 import inspect
-import operator
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,13 +20,14 @@ from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
 from qat.placement.fake import Shapes
+from qat.placement.patterns import is_pure
 from qat.placement.tracer import SizedTracer, Tracer
+from qat.placement.written import is_written_into, read_what_was_written
 
 OWN_FOLDERS = tuple(str(Path(inspect.getfile(m)).parent) for m in (torch, inspect.getmodule(CaptureError)) if m)
 
 
 CONSTANT = "constant_of_forward_"  # names of buffers
-AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # x += y
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ def _trace(model: nn.Module, constants: dict[str, Any], tracer: Tracer) -> fx.Gr
     _drop_identities(graph, model)
     _keep_tensors(graph, model)
     _drop_constants(graph, constants)
-    _read_what_was_written(graph, dict(model.named_modules()))
+    modules = dict(model.named_modules())
+    _by_position(graph, modules)
+    read_what_was_written(graph, modules)
+    _merge_equal_calls(graph, modules)
     return graph
 
 
@@ -172,28 +175,34 @@ def _drop_constants(graph: fx.Graph, constants: Iterable[str]) -> None:
             graph.erase_node(node)
 
 
-def _read_what_was_written(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Let those who read a value after an operator wrote into it, `relu_(x)`, read that operator's result instead.
-
-    The graph then says what the float model computes, also when the operator is replaced by one that writes nothing.
-    """
-    place = {node: i for i, node in enumerate(graph.nodes)}
+def _by_position(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """`self.conv(input=x)` as `self.conv(x)`: torch's layers of one input."""
     for node in graph.nodes:
-        if node.all_input_nodes and _writes(node, modules):
-            node.all_input_nodes[0].replace_all_uses_with(
-                node, delete_user_cb=lambda user, written=place[node]: place[user] > written
-            )
+        if node.op != "call_module" or node.args or set(node.kwargs) != {"input"}:
+            continue
+        if type(modules[str(node.target)]).__module__.startswith("torch.nn."):
+            node.args, node.kwargs = (node.kwargs["input"],), {}
 
 
-def _writes(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node's first input holds its result afterwards."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    by_name = name.endswith("_") and not name.endswith("__")
-    return by_name or node.target in AUGMENTED or bool(node.kwargs.get("inplace"))
+def _merge_equal_calls(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """One call where the same activation or pooling is called twice on one value: one quantizer, and one in the file.
+
+    Exporters merge operators that compute the same, and sites would lose count.
+    """
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if not is_pure(node, modules) or is_written_into(node, modules):
+            continue
+        called: Any = node.target
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            called = type(module), repr({k: v for k, v in vars(module).items() if not k.startswith("_")})
+        key = (node.op, called, repr((node.args, node.kwargs)))
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            graph.erase_node(node)
+        else:
+            first[key] = node
 
 
 def _where(model: nn.Module, error: Exception) -> str:

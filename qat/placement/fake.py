@@ -81,7 +81,8 @@ def _identity(called: Any) -> Any:
         raise Unknown
     tensors = {**called._parameters, **called._buffers}
     about = tuple((name, None if x is None else (x.shape, x.dtype, x.device)) for name, x in tensors.items())
-    return type(called), called.extra_repr(), called.training, about
+    settings = {name: value for name, value in vars(called).items() if not name.startswith("_")}
+    return type(called), _key(settings), about
 
 
 def _key(value: Any) -> Any:

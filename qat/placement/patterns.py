@@ -40,6 +40,11 @@ DROPS = ("StochasticDepth", "DropPath", "stochastic_depth", "drop_path")
 SUMS, PRODUCTS, QUOTIENTS = ("add", "iadd", "add_"), ("mul", "imul", "mul_"), ("truediv", "itruediv", "div", "div_")
 
 
+ACTIVATIONS = (nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.Softmax)
+PURE = (Role.CLAMP, Role.ARITHMETIC, Role.MOVE)
+CURVES = ("sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "elu", "leaky_relu", "softmax")
+
+
 def narrowed(x: torch.Tensor) -> torch.Tensor:
     """The value itself, once more, for a quantizer of its own: narrower than the one that other readers have."""
     return x
@@ -102,6 +107,11 @@ def is_tensor(node: Any) -> bool:
     return all(isinstance(v, torch.Tensor) and v.is_floating_point() for v in values)
 
 
+def is_one(node: fx.Node) -> bool:
+    """Whether a node's value is a single one: no tuple of them."""
+    return not isinstance(node.meta.get("val"), tuple | list)
+
+
 def role_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
     """What `node` does to grids. Subclasses of a layer have the layer's role when they keep its forward."""
     role = _by_table(node, modules)
@@ -118,6 +128,8 @@ def role_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
             return Role.FLOAT
         case Role.ARITHMETIC if not _new_grid(node):
             return Role.FLOAT
+        case Role.MOVE if getattr(module_of(node, modules), "return_indices", False):
+            return Role.FLOAT  # places are no values
         case Role.MOVE if not _moves(node):
             return Role.FLOAT
     return role
@@ -132,6 +144,19 @@ def _by_table(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
     if node.op == "call_function":
         return Role.IDENTITY if function_name(node) in DROPS else FUNCTIONS.get(node.target, Role.FLOAT)
     return METHODS.get(str(node.target), Role.FLOAT) if node.op == "call_method" else Role.FLOAT
+
+
+def is_pure(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node has one float input, no parameters and no chance in it: called twice, it is the same twice."""
+    if len(node.all_input_nodes) != 1 or node.op not in ("call_function", "call_method", "call_module"):
+        return False
+    module = module_of(node, modules)
+    if module is not None:
+        plain = not any(True for _ in module.state_dict()) and not getattr(module, "inplace", False)
+        known = _by_table(node, modules) in PURE or isinstance(module, ACTIVATIONS)
+        return plain and known and not (module._forward_hooks or module._forward_pre_hooks)
+    name = function_name(node)
+    return not name.endswith("_") and name != "clone" and (name in CURVES or _by_table(node, modules) in PURE)
 
 
 def function_name(node: fx.Node) -> str:
@@ -150,9 +175,28 @@ def scale_factor(node: fx.Node) -> float | None:
     number = right.meta.get("val") if isinstance(right, fx.Node) else right
     if not is_tensor(left) or isinstance(number, bool) or not isinstance(number, int | float) or node.kwargs:
         return None
-    if not math.isfinite(number) or number <= 0:
+    if not math.isfinite(number) or number <= 0 or (isinstance(right, fx.Node) and _of_batch(right)):
         return None
     return float(number) if name in PRODUCTS else 1.0 / number
+
+
+def _of_batch(number: fx.Node) -> bool:
+    """Whether a number may depend on the batch size: all but those made of single sizes of other dimensions."""
+    for node in ancestors(number):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            continue
+        reads = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        if function_name(node) == "size" and len(node.args) == 2 and reads:
+            if node.args[1] in (0, -reads[0].meta["val"].ndim):
+                return True
+        elif function_name(node) == "getitem" and isinstance(node.args[1], int):
+            sizes = node.all_input_nodes[0].meta.get("val")
+            if not isinstance(sizes, tuple | list) or node.args[1] in (0, -len(sizes)):
+                return True
+        elif reads and not (node.users and all(function_name(user) == "getitem" for user in node.users)):
+            return True
+    return False
 
 
 def weight_of(node: fx.Node) -> fx.Node | None:

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import partial
 
 from torch import fx, nn
 
@@ -25,6 +26,7 @@ from qat.placement.patterns import (
     clamp_of,
     function_name,
     grid_inputs,
+    is_one,
     is_tensor,
     learned_or_data,
     module_of,
@@ -124,17 +126,24 @@ def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> No
             _put(sites, node, clamp_of(node, modules))  # an activation beside other readers of its input
             sites.tails[node] = Tail(clamp=None)
         elif (role in (Role.WEIGHTED, Role.ARITHMETIC) and inputs) or _stands_alone(node, inputs, role, sites):
-            for value in inputs:
-                if value not in sites.on_grid and value not in sites.unrounded:
+            for value in map(partial(_tensor_before, sites=sites), inputs):
+                if value not in sites.on_grid and value not in sites.unrounded and is_one(value):
                     absorbed = clamp_of(value, modules) if sites.roles[value] is Role.CLAMP else None
                     _put(sites, value, absorbed)
             if role is Role.ARITHMETIC and _feeds_softmax(node, modules, sites):
                 sites.tails[node] = Tail()  # a product of integers with a float result: onnxruntime has that kernel
                 continue
-            tail = _tail(node, role, sites)
+            tail = _tail(node, role, sites, modules)
             sites.tails[node] = tail
             if tail.last(node) not in sites.unrounded:
                 _put(sites, tail.last(node), clamp_of(tail.clamp, modules) if tail.clamp else None)
+
+
+def _tensor_before(value: fx.Node, sites: Sites) -> fx.Node:
+    """The tensor that several, chunks say, were moved from: they share its grid."""
+    while not is_one(value) and sites.roles[value] in STAYS and (before := grid_inputs(value, sites.roles[value])):
+        value = before[0]
+    return value
 
 
 def _feeds_softmax(node: fx.Node, modules: Mapping[str, nn.Module], sites: Sites) -> bool:
@@ -200,15 +209,20 @@ def _put(sites: Sites, node: fx.Node, clamp: Clamp | None) -> None:
     sites.on_grid.add(node)
 
 
-def _tail(head: fx.Node, role: Role, sites: Sites) -> Tail:
+def _tail(head: fx.Node, role: Role, sites: Sites, modules: Mapping[str, nn.Module]) -> Tail:
     norm = clamp = None
     follower = _only_user(head)
-    takes_norm = role is Role.WEIGHTED and head.op == "call_module"
+    takes_norm = role is Role.WEIGHTED and head.op == "call_module" and _channels_first(head, modules)
     if takes_norm and follower is not None and sites.roles[follower] is Role.NORM:
         norm, follower = follower, _only_user(follower)
     if follower is not None and sites.roles[follower] is Role.CLAMP and is_tensor(follower):
         clamp = follower
     return Tail(norm=norm, clamp=clamp)
+
+
+def _channels_first(head: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether BatchNorm's dimension 1 is that of the layer's output channels: not for a linear layer on `[N, L, C]`."""
+    return not isinstance(module_of(head, modules), nn.Linear) or head.meta["val"].ndim == 2
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -136,3 +136,13 @@ def test_bad_arguments(model, images):
         qat.prepare(model, torch.randn(2, 4, 10, 10), placement="modules")
     with pytest.raises(PlacementError, match="w4a4_lsq gives operators bits of their own"):
         qat.prepare(model, images, "w4a4_lsq", placement="modules")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_padding_of_any_mode_arrives_in_the_integers(images, mode):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    prepared = qat.prepare(net, images[:2], placement="modules")
+    qat.calibrate(prepared, [images])
+    integer = qat.convert(prepared.eval())
+    rounding = 1e-4  # the same products in another order
+    assert (integer(images) - prepared(images)).abs().max() < rounding
