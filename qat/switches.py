@@ -16,6 +16,9 @@ from qat.layers.batchnorm import _FakeQuantBatchNorm
 from qat.placement.prepared import PreparedModel, batchnorms, quantizers
 from qat.quantizers import FakeQuantize
 
+# of a frozen BatchNorm: whether it was in evaluation mode before, in a network that trains
+BY_HAND = "_frozen_by_hand"
+
 
 def fake_quant(model: nn.Module, *, enabled: bool, activations: bool | None = None) -> None:
     """Switch all fake-quant modules below `model` on or off; off, it computes exactly what the float model does.
@@ -47,14 +50,24 @@ def freeze_batchnorm(model: nn.Module, *, frozen: bool = True) -> None:
     """Keep BatchNorm's running mean and variance as they are, through later calls of `train()` too.
 
     Weight and bias of BatchNorm go on training; the running statistics normalise training batches as well.
+
+    Args:
+        model: a prepared model, or a module that holds some.
+        frozen: False lets those move again that were frozen here; one that was put into evaluation mode by hand,
+            in a network that trains, stays there.
     """
     prepared = [m for m in model.modules() if isinstance(m, PreparedModel)]
     if not prepared:
         raise PlacementError(f"no prepared model in {type(model).__name__}; call qat.prepare first")
     for module in prepared:
-        module.batchnorm_frozen = frozen
+        before, module.batchnorm_frozen = module.batchnorm_frozen, frozen
         for norm in batchnorms(module):
-            norm.training = module.training and not frozen
+            if frozen and not before:
+                vars(norm)[BY_HAND] = module.training and not norm.training
+            if frozen:
+                norm.training = False
+            elif before:  # otherwise whoever set its mode keeps the last word
+                norm.training = module.training and not vars(norm).pop(BY_HAND, False)
 
 
 def sync_batchnorm(model: nn.Module) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from qat.training.interruption import CHECKPOINT, FLOAT
 
 log = logging.getLogger(__name__)
 
+VERSIONED = ("qat", "torch", "torchvision", "timm", "torchmetrics")  # packages whose code changes with their version
 # settings that leave the weights of the float model as they are; all others are part of its key in the cache
 WHEREVER = {
     "data": READING,
@@ -40,6 +43,14 @@ WHEREVER = {
         "limit_val_batches", "deterministic",
     ),
 }  # fmt: skip
+
+
+def code_of(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of the files in which classes of a model are written, by module; of packages the version is known."""
+    classes = {type(module) for module in model.modules()}
+    names = sorted({cls.__module__ for cls in classes if cls.__module__.partition(".")[0] not in VERSIONED})
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
 
 
 def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Classifier:
@@ -75,6 +86,7 @@ def float_baseline(cfg: DictConfig, source: ModelSource, data: ImageData) -> Cla
         **{key: {k: v for k, v in plain(cfg, key).items() if k not in left} for key, left in WHEREVER.items()},
         "model": section,
         "start": start,
+        **({"code": own} if (own := code_of(model)) else {}),
         "versions": {k: v for k, v in machine.versions().items() if k in ("qat", "torch", "torchvision")},
     }
     name = f"{type(model).__name__.lower()}-{type(data).__name__.lower()}"

@@ -24,6 +24,7 @@ from qat.placement.held import prepared_networks
 from qat.placement.seen import seen_weights
 from qat.training.finishing import Finishing
 from qat.training.oscillation import OscillationControl
+from qat.training.preparation import prepare_before_setup
 from qat.training.processes import alike
 
 
@@ -65,6 +66,7 @@ class AveragedWeights(Finishing, WeightAveraging):
                 require_no_freezing(callback)
         self._latest_update_step = 0  # as after an earlier fit
         self._delivered = self._swapped = self._moved = False
+        prepare_before_setup(pl_module)  # Lightning's copies the module
         super().setup(trainer, pl_module, stage)
         for name in ("teacher", "features"):  # of a Classifier, and copied with it
             self.average.__dict__.pop(name, None)

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from qat.errors import ConfigError
+from qat.training.preparation import prepare_before_setup
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -32,6 +33,7 @@ class FrozenBackbone(pl.Callback):
         """Freeze before the optimizers are built, which take trainable parameters only."""
         if stage != "fit":
             return
+        prepare_before_setup(pl_module)  # the norms of the network that trains
         network = pl_module.model
         assert isinstance(network, nn.Module)
         parameters = dict(network.named_parameters())

@@ -9,6 +9,7 @@ on_fit_end       convert a copy, export, verify; the LightningModule itself stay
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,13 @@ from qat.training.calls import Call, Step, call_step
 from qat.training.delivery import Delivery
 from qat.training.finishing import finish_all
 from qat.training.finite import require_finite_gradients, require_finite_loss
-from qat.training.preparation import Preparation, require_own_layers, require_own_parameters, stop_waiting
+from qat.training.preparation import (
+    Preparation,
+    require_own_average,
+    require_own_layers,
+    require_own_parameters,
+    stop_waiting,
+)
 from qat.training.processes import alike, by_first
 from qat.training.restorable import require_restorable
 from qat.training.resumption import look_before_loading, stop_looking
@@ -196,6 +203,7 @@ class QuantizationAwareTraining(pl.Callback):
         stop_safely(trainer)
         require_replicas(trainer.strategy)
         require_float_scales(str(trainer.precision))
+        require_own_average(trainer)
         adapt(trainer.strategy)
         if self.schedule.activations_from > 0:
             look_for_unused(trainer.strategy, self.recipe)
@@ -230,6 +238,27 @@ class QuantizationAwareTraining(pl.Callback):
         with looking_ahead(calibration_loader(trainer), self.calibration_batches) as batches:
             count = self.calibrate(pl_module, batches)
         logger.info("calibrated %s on %d batches", ", ".join(prepared), count)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a schedule that would not begin, where only epochs can be counted: now the data is known."""
+        epochs = trainer.max_epochs or 0
+        if math.isfinite(trainer.num_training_batches) or trainer.max_steps != -1 or epochs < 1:
+            return
+        last = (epochs - 1) / epochs
+        if not (missed := self.schedule.never_begun(last)):
+            return
+        if "activations_from" in missed:
+            raise ConfigError(
+                f"activations_from={self.schedule.activations_from} is a share of training, and training data without "
+                f"a length moves progress once an epoch, to {last:.3g} at most here: activations would never train on "
+                "their grids; set max_steps or limit_train_batches, or activations_from=0"
+            )
+        logger.warning(
+            "training data without a length moves progress once an epoch, to %.3g at most here, and %s is never "
+            "reached; set max_steps or limit_train_batches",
+            last,
+            " or ".join(f"{name}={getattr(self.schedule, name)}" for name in missed),
+        )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -22,6 +22,8 @@ from qat.errors import ConfigError, QatError
 from qat.placement.held import OWN, own_network
 from qat.placement.prepared import device_of
 
+LOGS = ("log", "log_dict")  # of a LightningModule
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
@@ -139,7 +141,8 @@ class Step(nn.Module):
         batch = module.transfer_batch_to_device(batch, torch.device(device_of(module)), 0)
         batch = module.on_after_batch_transfer(batch, 0)
         what = f"{type(module).__name__}.{self.hook}"
-        return first_calls(self.networks, lambda: call_step(module, self.hook, batch, 0), what)
+        with _unfinished(module):
+            return first_calls(self.networks, lambda: call_step(module, self.hook, batch, 0), what)
 
     def forward(self, batch: Any) -> Any:
         """Run the step until its networks have computed; returns what the last of them did."""
@@ -159,7 +162,30 @@ def example_calls(module: pl.LightningModule, networks: Mapping[str, nn.Module])
             return module(**example)
         return module(*example) if isinstance(example, tuple) else module(example)
 
-    return first_calls(networks, run, f"{type(module).__name__}.forward with its example_input_array")
+    with _unfinished(module):
+        return first_calls(networks, run, f"{type(module).__name__}.forward with its example_input_array")
+
+
+@contextmanager
+def _unfinished(module: pl.LightningModule) -> Iterator[None]:
+    """For a step that ends half-way: it logs nothing, and an optimizer that it toggles is toggled back."""
+    trains = {p: p.requires_grad for p in module.parameters()}
+    toggled = module._param_requires_grad_state  # what Lightning's untoggle_optimizer goes back to
+    before = {name: vars(module)[name] for name in LOGS if name in vars(module)}
+    vars(module).update(dict.fromkeys(LOGS, _log_nothing))  # Lightning takes no logs before a loop runs
+    try:
+        yield
+    finally:
+        for name in LOGS:
+            del vars(module)[name]
+        vars(module).update(before)
+        module._param_requires_grad_state = toggled
+        for parameter, own in trains.items():
+            parameter.requires_grad = own
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 @contextmanager

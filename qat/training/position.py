@@ -79,6 +79,18 @@ def at(checkpoint: dict[str, Any], *, loaders: list[Any], validating: bool) -> N
         batches["is_last_batch"] = False  # Lightning looks ahead
 
 
+def load_left_over(trainer: pl.Trainer) -> None:
+    """Give loaders the states of a checkpoint that Lightning has not, when `fit` begins.
+
+    It reads them where it makes the loaders, and a schedule that asks for the number of batches has them made before.
+    """
+    loop = trainer.fit_loop
+    if _inside(trainer) and loop._combined_loader_states_to_load and all(map(_keeps_state, _loaders(trainer))):
+        assert loop._data_fetcher is not None
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)
+
+
 def go_to(trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: Mapping[str, Any], *, anew: bool) -> None:
     """Make the training loaders go on where a checkpoint was taken, when `fit` begins.
 
@@ -88,17 +100,11 @@ def go_to(trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: Mapping[str
         epoch: `randomness` when the epoch began.
         anew: whether loaders were asked for batches only after that, and not when `fit` began.
     """
-    loop = trainer.fit_loop
-    done = loop.epoch_loop.batch_progress.current.completed
-    if not loop.restarted_mid_epoch or loop.epoch_loop.batch_progress.is_last_batch:
-        return  # a validation is left, or nothing
-    fetcher = loop._data_fetcher
-    assert fetcher is not None
-    if all(map(_keeps_state, _loaders(trainer))):
-        if loop._combined_loader_states_to_load:  # left over where a schedule had asked for the number of batches
-            loop._load_combined_loader_states()
-            iter(fetcher)
+    if not _inside(trainer) or all(map(_keeps_state, _loaders(trainer))):
         return
+    loop = trainer.fit_loop
+    done, fetcher = loop.epoch_loop.batch_progress.current.completed, loop._data_fetcher
+    assert fetcher is not None
     set_randomness(trainer, epoch)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SeedEveryEpoch):
@@ -110,6 +116,12 @@ def go_to(trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: Mapping[str
     for _ in range(done):
         next(fetcher)
     fetcher.fetched -= done  # Lightning adds them itself
+
+
+def _inside(trainer: pl.Trainer) -> bool:
+    """Whether `fit` goes on where batches of an epoch are left, and not a validation alone, or nothing."""
+    loop = trainer.fit_loop
+    return loop.restarted_mid_epoch and not loop.epoch_loop.batch_progress.is_last_batch
 
 
 def _loaders(trainer: pl.Trainer) -> list[Any]:

@@ -1,6 +1,7 @@
 """Preparation: the networks of a LightningModule become fake-quant networks, before Lightning builds its optimizers.
 
     networks there already        in `setup`
+    built by setup                after it, where Lightning calls configure_model
     built by configure_model      right after it
     prepared by the caller        left as they are
     to validate, test, predict    when a checkpoint of a prepared module is loaded
@@ -15,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelPruning
+import torch
+from pytorch_lightning.callbacks import ModelPruning, StochasticWeightAveraging
 from pytorch_lightning.utilities.compile import to_uncompiled
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
@@ -116,24 +118,27 @@ class Preparation:
         return self.prepared(pl_module)
 
     def before_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, single: bool) -> None:
-        """Prepare what the module holds, or will hold after `configure_model`.
+        """Prepare what the module holds, or will hold after its own `setup` and `configure_model`.
 
         Args:
             trainer: whose training data tells what the networks are called with.
             pl_module: holds them.
             single: whether several networks are refused, because one file is to be exported.
         """
-        # what is there is not all, where a network is built later: the only child may be a teacher
-        if candidate_networks(pl_module) and not is_overridden("configure_model", pl_module):
+        # what is there is not all, where a network is built later: the only child may be a teacher; nor is the data
+        later = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
+        if candidate_networks(pl_module) and not later:
             self._of_fit(trainer, pl_module, single)
             return
-        # Lightning has no hook between configure_model and the optimizers
+        # Lightning calls a module's setup behind those of callbacks, and has no hook between configure_model and the
+        # optimizers
         configure = pl_module.configure_model
 
         def configure_and_prepare() -> None:
             stop_waiting(pl_module)
             configure()
-            self._of_fit(trainer, pl_module, single)
+            with torch.device("cpu"):  # Lightning builds on the device of the strategy; loaders draw on the CPU
+                self._of_fit(trainer, pl_module, single)
 
         configure_and_prepare.waits = True  # type: ignore[attr-defined]
         pl_module.configure_model = configure_and_prepare  # type: ignore[method-assign]
@@ -208,8 +213,29 @@ def uncompiled(pl_module: pl.LightningModule) -> None:
 
 def stop_waiting(pl_module: pl.LightningModule) -> None:
     """The module's own `configure_model` again."""
-    if hasattr(vars(pl_module).get("configure_model"), "waits"):
+    if _waits(pl_module):
         del pl_module.configure_model
+
+
+def _waits(pl_module: pl.LightningModule) -> bool:
+    return hasattr(vars(pl_module).get("configure_model"), "waits")
+
+
+def prepare_before_setup(pl_module: pl.LightningModule) -> None:
+    """Prepare now, for a callback that takes the module before its `setup`; one with `configure_model` is another's."""
+    if type(pl_module).configure_model is pl.LightningModule.configure_model and _waits(pl_module):
+        pl_module.configure_model()
+
+
+def require_own_average(trainer: pl.Trainer) -> None:
+    """Raise `ConfigError` for Lightning's SWA: its statistics of BatchNorm come from an epoch in which they stand."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ConfigError(
+                f"{type(callback).__name__} resets the statistics of BatchNorm and takes them in an epoch after "
+                "training, when QuantizationAwareTraining has frozen them: they would stay 0 and 1. Average with "
+                "qat.training.AveragedWeights, and ReestimatedBatchNorm behind it for new statistics"
+            )
 
 
 def require_own_parameters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -232,7 +258,7 @@ def require_own_layers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
             raise ConfigError(
                 f"{type(callback).__name__} prunes layers that were replaced when {type(pl_module).__name__} was "
                 "prepared. Let it stand behind QuantizationAwareTraining in callbacks, and find its layers itself; for "
-                "layers of your choice, or with configure_model, call prepare of the callback before fit"
+                "layers of your choice, or with setup or configure_model, call prepare of the callback before fit"
             )
 
 

@@ -1,5 +1,6 @@
 """Resumption: what a checkpoint must have in common with the run that goes on from it.
 
+quantizers                      a float training has none to go on with; its weights begin another one
 the same recipe and target      its ranges mean something else otherwise
 quantizers in the same places   another exclude, or another model, has others
 """
@@ -90,8 +91,15 @@ def require_prepared_alike(
             f"{recipe.name} for {target.name} ({listing(unlike)}); resume with the same, or start from "
             "its float weights"
         )
-    for name, network in prepared_networks(pl_module).items():
-        _require_same_quantizers(name, network, checkpoint.get("state_dict", {}))
+    networks, state = prepared_networks(pl_module), checkpoint.get("state_dict", {})
+    if networks and KEY not in checkpoint and not any(map(_quantizer_of, state)):
+        kind = type(pl_module).__name__
+        raise ConfigError(
+            f"the checkpoint is of a float training, it has no quantizers, and {kind} is quantized here. Begin with "
+            f"its weights, {kind}.load_from_checkpoint(path), and fit without ckpt_path"
+        )
+    for name, network in networks.items():
+        _require_same_quantizers(name, network, state)
 
 
 def _require_same_quantizers(name: str, network: PreparedModel, state: Mapping[str, Any]) -> None:

@@ -81,6 +81,11 @@ class Schedule:
         """Whether activations are quantized in the batch before which `progress` of training is done."""
         return progress >= self.activations_from  # at, as above
 
+    def never_begun(self, last: float) -> list[str]:
+        """The shares that no batch reaches, where `last` is the progress of the last ones; 1 is not meant to be."""
+        names = ("activations_from", "freeze_observers_at", "freeze_bn_at")
+        return [name for name in names if last < getattr(self, name) < 1]
+
 
 def progress(
     *, epoch: int, batch: int, batches: float, max_epochs: int | None, step: int = 0, max_steps: int = -1

@@ -27,7 +27,7 @@ from torch.utils.data import get_worker_info
 
 from qat.functional.across import any_across, several
 from qat.training.interruption import STOPPED, Interrupted
-from qat.training.position import at, go_to, loader_states, randomness, set_randomness
+from qat.training.position import at, go_to, load_left_over, loader_states, randomness, set_randomness
 from qat.training.processes import first
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,10 @@ class SafeStop(pl.Callback):
         self._take_signals()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on where the run was stopped."""
+        """Go on where the run was stopped, or where any other checkpoint was taken inside an epoch."""
         self._take_signals()  # once more: Lightning has put its own handler of SIGTERM before this one
         self._training = True
+        load_left_over(trainer)
         if (state := self._resumed) is None:
             return
         self._epoch, self._anew, self._resumed = state["epoch"], state["anew"], None

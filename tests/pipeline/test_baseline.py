@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,18 @@ def test_a_shorter_validation_while_training_leaves_the_measured_images_alone(co
 def test_refused_before_the_float_model_is_trained(config: Config, tmp_path: Path, given: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(config(tmp_path, given))
+
+
+def test_the_code_of_an_own_class_is_part_of_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were trained with another forward are another model's, whatever their shapes."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    source = "from torch import nn\n\n\nclass Own(nn.Sequential):\n    pass\n"
+    (tmp_path / "own_net_of_this_test.py").write_text(source)
+    own = importlib.import_module("own_net_of_this_test").Own(resnet20(10))
+    first = baseline.code_of(own)
+    assert set(first) == {"own_net_of_this_test"}
+    (tmp_path / "own_net_of_this_test.py").write_text(f"{source}\n# changed\n")
+    assert baseline.code_of(own) != first
+    monkeypatch.delitem(sys.modules, "own_net_of_this_test")
+    assert baseline.code_of(resnet20(10)) == {}

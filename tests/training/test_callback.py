@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import qat
 from qat.errors import CalibrationError, ConfigError, ExportError, NumericsError, ParityError
@@ -106,6 +107,58 @@ def test_without_an_end_ranges_never_freeze(trainer: Trainers, stranger: type, l
     trainer(QuantizationAwareTraining(), recorder, Stop(), max_epochs=-1).fit(stranger(), loader, loader)
     assert recorder.phases == [LEARN] * 8
     assert "neither max_epochs nor max_steps is set, so ranges never freeze" in caplog.text
+
+
+class Endless(IterableDataset[Any]):
+    """The batches of a loader, and no length."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Any:
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "warning"),
+    [
+        (1, {}, "to 0 at most here, and freeze_observers_at=0.5 or freeze_bn_at=0.75 is never reached; set max_steps"),
+        (2, {}, "to 0.5 at most here, and freeze_bn_at=0.75 is never reached; set max_steps or limit_train_batches"),
+        (4, {}, None),
+        (1, {"limit_train_batches": 2}, None),
+        (1, {"max_steps": 2}, None),
+    ],
+)
+def test_data_without_a_length_counts_epochs(
+    trainer: Trainers, stranger: type, loader: Loader, caplog: Any, epochs: int, options: dict[str, Any], warning: Any
+) -> None:
+    endless = DataLoader(Endless(loader), batch_size=None)
+    trainer(QuantizationAwareTraining(), max_epochs=epochs, **options).fit(stranger(), endless, loader)
+    told = [r.getMessage() for r in caplog.records if "without a length" in r.getMessage()]
+    assert len(told) == (warning is not None)
+    assert all(warning in message for message in told)
+
+
+def test_activations_that_would_never_be_quantized(trainer: Trainers, stranger: type, loader: Loader) -> None:
+    callback = QuantizationAwareTraining(activations_from=0.25)
+    message = r"activations_from=0\.25 is a share .* to 0 at most here: .* set max_steps or limit_train_batches"
+    with pytest.raises(ConfigError, match=message):
+        trainer(callback).fit(stranger(), DataLoader(Endless(loader), batch_size=None), loader)
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode at the start of training")
+def test_batchnorm_that_the_module_freezes_stays_frozen(trainer: Trainers, stranger: type, loader: Loader) -> None:
+    class Frozen(stranger):  # type: ignore[misc,valid-type]
+        def on_train_epoch_start(self) -> None:
+            self.model.norm.eval()
+
+    module, recorder = Frozen(), Recorder()
+    for _ in range(2):  # the second fit thaws what the schedule froze in the first
+        trainer(QuantizationAwareTraining(), recorder, max_epochs=2).fit(module, loader, loader)
+    assert len(recorder.moved) == 16
+    assert not any(norms for _, norms in recorder.moved)
+    assert module.model.norm.running_mean.equal(torch.zeros(4))
+    assert not module.model.norm.training
 
 
 def test_a_second_fit_starts_from_the_first_phase(trainer: Trainers, stranger: type, loader: Loader) -> None:
@@ -222,6 +275,53 @@ def test_manual_optimization(trainer: Trainers, stranger: type, loader: Loader) 
     assert recorder.phases == [LEARN] * 4 + [RANGES] * 2 + [NORMS] * 2
 
 
+def test_a_step_that_logs_before_the_network(trainer: Trainers, stranger: type, loader: Loader) -> None:
+    class Logs(stranger):  # type: ignore[misc,valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.log("size", float(len(batch[0])))
+            self.log_dict({"index": float(batch_idx)})
+            return super().training_step(batch, batch_idx)
+
+    module, fitted = Logs(), trainer(QuantizationAwareTraining())
+    fitted.fit(module, loader, loader)
+    assert {key: float(fitted.logged_metrics[key]) for key in ("size", "index")} == {"size": 8, "index": 3}
+    assert not {"log", "log_dict"} & vars(module).keys()
+
+
+def test_a_step_that_ends_between_toggling_and_back(trainer: Trainers) -> None:
+    """Calibration stops it at the generator, where the parameters of the discriminator are switched off."""
+
+    class Adversarial(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.generator, self.discriminator = nn.Sequential(nn.Linear(4, 8)), nn.Linear(8, 1)
+            self.example_input_array = torch.randn(2, 4)
+            self.trainable: list[list[bool]] = []
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.generator(z)
+
+        def training_step(self, batch: Any) -> None:
+            self.trainable.append([p.requires_grad for p in self.parameters()])
+            for optimizer, sign in zip(self.optimizers(), (-1, 1), strict=True):  # type: ignore[arg-type]
+                self.toggle_optimizer(optimizer)
+                self.manual_backward(F.softplus(sign * self.discriminator(self(batch[0]))).mean())
+                optimizer.step()
+                self.untoggle_optimizer(optimizer)
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(m.parameters(), lr=0.1) for m in (self.generator, self.discriminator)]
+
+    module = Adversarial()
+    module.generator[0].bias.requires_grad_(False)
+    before = module.discriminator.weight.detach().clone()
+    noise = DataLoader(TensorDataset(torch.randn(16, 4)), batch_size=8)
+    trainer(QuantizationAwareTraining(modules="generator")).fit(module, noise)
+    assert module.trainable == [[True, False, True, True]] * 4  # twice to calibrate, twice to train
+    assert not torch.equal(module.discriminator.weight, before)
+
+
 def test_example_input_array_is_taken_at_its_word(trainer: Trainers, stranger: type, loader: Loader) -> None:
     module = stranger()
     module.example_input_array = torch.full((2, 3, 8, 8), 3.0)
@@ -329,6 +429,15 @@ def test_given_twice(trainer: Trainers, stranger: type, loader: Loader) -> None:
     twice = trainer(QuantizationAwareTraining(), QuantizationAwareTraining())
     with pytest.raises(ConfigError, match="QuantizationAwareTraining is given twice"):
         twice.fit(stranger(), loader, loader)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_average_that_takes_statistics_after_training(
+    trainer: Trainers, stranger: type, loader: Loader, first: bool
+) -> None:
+    callbacks = [StochasticWeightAveraging(swa_lrs=0.05), QuantizationAwareTraining()][:: 1 if first else -1]
+    with pytest.raises(ConfigError, match=r"StochasticWeightAveraging resets .* would stay 0 and 1.*AveragedWeights"):
+        trainer(*callbacks).fit(stranger(), loader, loader)
 
 
 def test_prepared_for_something_else(stranger: type, loader: Loader) -> None:

@@ -118,3 +118,21 @@ def test_same_seed_same_weights(trainer: Trainers, tiny_net: type[nn.Module], lo
 def test_negative_seed() -> None:
     with pytest.raises(ConfigError, match="need seed >= 0, got -1"):
         SeedEveryEpoch(-1)
+
+
+def test_a_checkpoint_of_a_float_training(
+    trainer: Trainers, stranger: type[pl.LightningModule], loader: Loader, tmp_path: Path
+) -> None:
+    last = tmp_path / "float.ckpt"
+    fitted = trainer()
+    fitted.fit(stranger(), loader, loader)
+    fitted.save_checkpoint(last)
+    message = (
+        r"is of a float training, .*Begin with its weights, Stranger\.load_from_checkpoint\(path\), and fit without"
+    )
+    with pytest.raises(ConfigError, match=message):
+        trainer(QuantizationAwareTraining(), max_epochs=2).fit(stranger(), loader, loader, ckpt_path=last)
+    module = stranger.load_from_checkpoint(last)  # the way out
+    again = trainer(QuantizationAwareTraining(), max_epochs=2)
+    again.fit(module, loader, loader)
+    assert again.global_step == 8

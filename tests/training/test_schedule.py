@@ -54,6 +54,18 @@ def test_batches_that_quantize_activations(start: float, batches: int, expected:
     assert [schedule.quantizes_activations(share) for share in shares] == expected
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (0.0, ["activations_from", "freeze_observers_at"]),  # freeze_bn_at=1 says never
+        (0.25, ["freeze_observers_at"]),  # at, not after
+        (0.5, []),
+    ],
+)
+def test_shares_behind_the_last_progress(last: float, expected: list[str]) -> None:
+    assert Schedule(activations_from=0.25, freeze_observers_at=0.5, freeze_bn_at=1).never_begun(last) == expected
+
+
 @pytest.mark.parametrize(("start", "observers"), [(0.6, 0.5), (-0.1, 0.5), (1.0, 1.0), (float("nan"), 0.5)])
 def test_activations_join_before_ranges_are_frozen(start: float, observers: float) -> None:
     message = (

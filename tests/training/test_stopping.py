@@ -228,3 +228,34 @@ def test_a_trainer_has_one(trainer: Trainers, stranger: type[pl.LightningModule]
     for _ in range(2):
         fitted.fit(stranger(), loader, loader)
     assert sum(isinstance(c, SafeStop) for c in fitted.callbacks) == 1  # type: ignore[attr-defined]
+
+
+class Seen(pl.Callback):
+    """Which batches trained, by epoch and index; saves a checkpoint in a hook of step 7, inside the second epoch."""
+
+    def __init__(self, hook: str, path: Path) -> None:
+        self.batches: dict[tuple[int, int], list[int]] = {}
+        self.path = path
+        setattr(self, hook, self.save)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+        self.batches[trainer.current_epoch, index] = (batch[0][:, 0, 0, 0] * 1e6).int().tolist()
+
+    def save(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 7:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize(
+    ("hook", "options"), [("on_validation_end", {"val_check_interval": 2}), ("on_train_batch_end", {})]
+)
+def test_any_checkpoint_inside_an_epoch_goes_on_with_the_batches_left(
+    trainer: Trainers, tiny_net: type[nn.Module], tmp_path: Path, hook: str, options: dict[str, int], quantized: bool
+) -> None:
+    """The schedule asks for the number of steps, so that loaders are made before a checkpoint is read."""
+    options = {"loader": "of an image set", "quantized": quantized, **options}  # type: ignore[dict-item]
+    whole, rest = Seen(hook, tmp_path / "inside.ckpt"), Seen(hook, tmp_path / "other.ckpt")
+    fit(trainer, tiny_net, tmp_path, whole, **options)  # type: ignore[arg-type]
+    fit(trainer, tiny_net, tmp_path, rest, ckpt=whole.path, **options)  # type: ignore[arg-type]
+    assert rest.batches == {key: rows for key, rows in whole.batches.items() if key >= (1, 2)}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 import qat
 from qat.errors import CaptureError, ConfigError, PlacementError
 from qat.placement import PreparedModel
+from qat.training import AveragedWeights, FrozenBackbone
 
 Trainers = Callable[..., pl.Trainer]
 Loader = DataLoader[Any]
@@ -253,6 +254,51 @@ def test_configure_model_beside_another_child(
     trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader)
     assert isinstance(module.model, PreparedModel)
     assert not isinstance(module.teacher, PreparedModel)
+
+
+def test_setup_builds_the_student_and_the_data(
+    trainer: Trainers, tiny_net: type, stranger: type, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning calls a module's setup behind those of callbacks, then configure_model on the strategy's device."""
+
+    class Student(stranger):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__("teacher")
+            self.rows = None
+
+        @property
+        def network(self) -> nn.Module:
+            return self.model
+
+        def setup(self, stage: str) -> None:
+            self.rows = loader.dataset
+            self.model = tiny_net()
+
+        def train_dataloader(self) -> Loader:
+            return DataLoader(self.rows, batch_size=8, shuffle=True)  # type: ignore[arg-type]
+
+    module, fitted = Student(), trainer(qat.QuantizationAwareTraining())
+    monkeypatch.setattr(fitted.strategy, "tensor_init_context", lambda *_: torch.device("meta"))
+    fitted.fit(module, val_dataloaders=loader)
+    assert isinstance(module.model, PreparedModel)
+    assert not isinstance(module.teacher, PreparedModel)
+    assert "configure_model" not in vars(module)
+
+
+@pytest.mark.parametrize(
+    "behind", [AveragedWeights, lambda: FrozenBackbone(["fc.weight", "fc.bias"])], ids=["average", "backbone"]
+)
+def test_a_callback_that_takes_the_network_before_setup(
+    trainer: Trainers, stranger: type, loader: Loader, behind: Callable[[], pl.Callback]
+) -> None:
+    class Plain(stranger):  # type: ignore[misc,valid-type]
+        def setup(self, stage: str) -> None:
+            self.stage = stage
+
+    module, callback = Plain(), behind()
+    trainer(qat.QuantizationAwareTraining(freeze_bn_at=1), callback).fit(module, loader, loader)
+    assert isinstance(module.model, PreparedModel)
+    assert torch.equal(module.model.norm.running_mean, torch.zeros(4)) is isinstance(callback, FrozenBackbone)
 
 
 @pytest.mark.parametrize("late", [False, True])
