@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
+from qat.placement.patterns import ancestors
 
 AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}  # x += y
 VIEWS = (
@@ -42,7 +43,8 @@ def read_what_was_written(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> 
         if not node.all_input_nodes or not _writes(node, modules):
             continue
         written = node.all_input_nodes[0]
-        for value in _overlapping(written, place[node], place):
+        overlapping = _overlapping(written, place[node], place) if _of_inputs(written) else ()
+        for value in overlapping:
             late = next((u for u in value.users if place[u] > place[node] and not _asks_size(u)), None)
             if late is not None:
                 raise CaptureError(
@@ -51,6 +53,11 @@ def read_what_was_written(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> 
                     "torch.where(...) instead of writing into a slice, or use placement=modules"
                 )
         written.replace_all_uses_with(node, delete_user_cb=lambda user, after=place[node]: place[user] > after)
+
+
+def _of_inputs(node: fx.Node) -> bool:
+    """Whether a value follows from the inputs; what parameters alone decide is computed in order, as it is written."""
+    return any(n.op == "placeholder" for n in ancestors(node))
 
 
 def is_written_into(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

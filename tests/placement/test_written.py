@@ -83,3 +83,23 @@ def test_equal_calls_of_which_one_is_written_into_stay_two(images):
     prepared = qat.prepare(model, images[:2]).eval()
     qat.fake_quant(prepared, enabled=False)
     assert torch.equal(prepared(images), model(images))
+
+
+class Biased(nn.Module):
+    """Swin V2's keys: a bias of which a part is zeroed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(192, 6)
+
+    def forward(self, x):
+        bias = self.fc.bias.clone()
+        bias[2:4].zero_()
+        return F.linear(x.flatten(1), self.fc.weight, bias)
+
+
+def test_what_parameters_alone_decide_is_computed_in_order(images):
+    model = Biased().eval()
+    prepared = qat.prepare(model, images[:2]).eval()
+    qat.fake_quant(prepared, enabled=False)
+    assert torch.equal(prepared(images), model(images))
