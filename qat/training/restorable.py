@@ -40,8 +40,9 @@ def strange_structure(content: Mapping[str, Any]) -> str:
     for key, types in TYPES.items():
         if key in content and (not isinstance(content[key], types) or isinstance(content[key], bool)):
             return f"its {key} is of type {type(content[key]).__name__}, not {types[0].__name__}"
-    if VERSION not in content:
-        return f"it has no {VERSION}"
+    for key in (VERSION, "state_dict"):
+        if key not in content:
+            return f"it has no {key}"
     parts = content[VERSION].split(".")
     if len(parts) < 2 or not all(part.isdigit() for part in parts[:2]):
         return f"its {VERSION} is {content[VERSION]!r}"

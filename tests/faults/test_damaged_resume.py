@@ -112,6 +112,7 @@ PROGRESS = ("loops", "fit_loop", "epoch_progress")
         ((*PROGRESS, "current", "completed", 9), "9 epochs of it are done, and this training has 2"),
         (("callbacks", 3), "its callbacks is of type int, not dict"),
         (("pytorch-lightning_version", ...), "it has no pytorch-lightning_version"),
+        (("state_dict", ...), "it has no state_dict"),
         (("pytorch-lightning_version", "two"), "its pytorch-lightning_version is 'two'"),
         (("epoch", "last"), "its epoch is of type str, not int"),
     ],
