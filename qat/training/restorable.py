@@ -164,8 +164,8 @@ def _strange_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimize
             if name in LIKE_PARAMETERS and value is not None and getattr(value, "shape", None) != shape:
                 found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 return f"has a {name} of {found} for a parameter of {list(shape)}"
-            if name == "step" and not isinstance(value, Tensor | int | float):
-                return f"has a step of type {type(value).__name__}"
+            if name == "step" and not _is_number(value):
+                return f"has a step that is no number but {type(value).__name__}"
     return ""
 
 
@@ -185,10 +185,16 @@ def _unlike(given: Any, own: Any, path: str, *, partial: bool = False) -> Iterat
             yield f"{path} is of type {type(given).__name__}, not {type(own).__name__}"
         elif not isinstance(given, bool) and given < 0:
             yield f"{path} is {given}"
-    elif isinstance(own, int | float) and (isinstance(given, bool) or not isinstance(given, int | float | Tensor)):
-        yield f"{path} is of type {type(given).__name__}, not a number"
+    elif isinstance(own, int | float) and not _is_number(given):
+        what = f"a tensor of {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
+        yield f"{path} is {what}, not a number"
     elif isinstance(own, list | tuple) and not isinstance(given, list | tuple):
         yield f"{path} is of type {type(given).__name__}, not {type(own).__name__}"
+
+
+def _is_number(value: Any) -> bool:
+    """An int, a float, or a tensor without dimensions, as capturable optimizers keep their rate and step."""
+    return value.dim() == 0 if isinstance(value, Tensor) else type(value) in (int, float)
 
 
 def _kind(x: Tensor) -> tuple[bool, bool, bool]:

@@ -73,7 +73,7 @@ def put(content: dict[str, Any], *path: Any) -> dict[str, Any]:
     if value is ...:
         del node[key]
     else:
-        node[key] = value
+        node[key] = copy.deepcopy(value)  # what reads it may write into it, and a drawn value is drawn again
     return content
 
 
@@ -100,6 +100,10 @@ PROGRESS = ("loops", "fit_loop", "epoch_progress")
             r"momentum_buffer of \[3\] for a param",
         ),
         (("optimizer_states", 0, "param_groups", 0, "lr", "fast"), r"param_groups\[0\]\.lr is of type str, not a num"),
+        (
+            ("optimizer_states", 0, "param_groups", 0, "lr", torch.ones(2)),
+            r"param_groups\[0\]\.lr is a tensor of \[2\], not a num",
+        ),
         (("optimizer_states", 0, "param_groups", 0, "params", [0]), r"has groups of \[1\] parameters"),
         (("lr_schedulers", [3]), r"lr_schedulers\[0\] is no mapping"),
         (("lr_schedulers", []), "it has 0 schedules, and this training has 1"),
