@@ -169,6 +169,9 @@ def test_a_verdict_is_of_gradients_differences_and_steps_above_the_noise(zoo):
     assert table.verdict(figures()) == "ok"
     assert table.verdict(figures(bad_gradients=["fc.weight"])) == "FAIL"
     assert table.verdict(figures(off={"eval": 0.0, "train": 1e-3, "again": 0.0})) == "FAIL"
+    rough = {"eval": 0.0, "train": 3e-5, "again": 0.0}  # BatchNorm over few pictures, behind many layers
+    assert table.verdict(figures(off=rough, off_floor={"eval": 1.0, "train": 1e-5, "again": 1.0})) == "FAIL"
+    assert table.verdict(figures(off=rough, off_floor={"eval": 0.0, "train": 2e-5, "again": 0.0})) == "ok"
     assert table.verdict(figures(ort=far)) == "FAIL"
     assert table.verdict(figures(ort=far, floor=1.6)) == "ok"  # the net itself moves by as much
     assert table.verdict({"model": "timm/vgg11", "error": "not done in 1 s"}) == "FAIL"

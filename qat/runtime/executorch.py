@@ -23,7 +23,7 @@ from qat.runtime.coverage import Coverage, Executed, Kind
 from qat.runtime.xnnpack import BACKEND, read_delegate
 
 METADATA = "qat_metadata"  # the constant method that says what the file is
-CODE = re.compile(r"0x([0-9a-fA-F]+)")
+CODE = re.compile(r"0x:?([0-9a-fA-F]+)")  # "error: 0x:1" where a method is loaded
 ERRORS = {  # executorch/runtime/core/error.h
     0x01: "an internal error",
     0x02: "called in a state that does not allow it",

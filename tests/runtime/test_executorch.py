@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import qat
 from qat.errors import ArtifactError, ConfigError
@@ -51,6 +53,52 @@ def test_more_examples_than_the_program_takes_go_in_parts(small_net, tmp_path):
     many = torch.randn(300, 3, 16, 16)
     torch.testing.assert_close(run(many), torch.cat([run(many[:128]), run(many[128:256]), run(many[256:])]))
     assert len(run(many)) == 300
+
+
+class Joined(nn.Module):
+    """Seven values, each of another range, one of them negative throughout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(7))
+        self.last = nn.Conv2d(14, 4, 1)
+
+    def forward(self, x):
+        values = [branch(x) * 3**i for i, branch in enumerate(self.branches)]
+        return self.last(torch.cat([-F.relu(values[0]), *values[1:]], 1)).mean((2, 3))
+
+
+class Attention(nn.Module):
+    """Heads, 1 / sqrt(d), a bias from a table, padding of a value in float: what Swin and MaxViT have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.norm = nn.LayerNorm(16)
+        self.table = nn.Parameter(torch.randn(9, 2))
+        self.register_buffer("index", torch.randint(9, (36,)))
+
+    def forward(self, x):
+        x = F.pad(self.norm(x), (0, 0, 0, 1))  # [N, 6, 16]
+        q, k, v = (layer(x).reshape(-1, 6, 2, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        bias = self.table[self.index].view(6, 6, 2).permute(2, 0, 1).unsqueeze(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(y.transpose(1, 2).reshape(-1, 6, 16))
+
+
+@pytest.mark.parametrize(("model", "shape"), [(Joined(), (8, 3, 6, 6)), (Attention(), (8, 5, 16))])
+def test_concatenation_and_attention_in_one_call_and_at_most_a_step(model, shape, tmp_path):
+    x = torch.randn(shape)
+    prepared = qat.prepare(model, x[:2], target="executorch")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    run = load(qat.export(integer, tmp_path / "model.pte"))
+    assert run.coverage().delegates == 1
+    step = output_step(integer)  # softmax is float, and its last bits decide ties
+    for batch in (1, 7):
+        wanted = integer(x[:batch])
+        assert wanted.abs().max() > 20 * step
+        torch.testing.assert_close(run(x[:batch]), wanted, rtol=0, atol=1.01 * step)
 
 
 @pytest.mark.slow
