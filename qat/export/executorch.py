@@ -29,6 +29,7 @@ METADATA = "qat_metadata"  # the constant method
 def write_executorch(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Artifact:
     """Lower to XNNPACK and save; `about` is what `convert` knows of the model."""
     metadata = json.dumps(about.get("metadata", {})).encode()
+    _drop_empty_padding(program)
     try:
         with quiet():
             lowered = to_edge_transform_and_lower(
@@ -51,3 +52,13 @@ def write_executorch(program: ExportedProgram, path: Path, about: Mapping[str, A
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return artifact_of(program, path, about)
+
+
+def _drop_empty_padding(program: ExportedProgram) -> None:
+    """Swin's, of even sizes: XNNPACK takes a float for it and is to write integers, and refuses the program."""
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.pad.default):
+        if not any(node.args[1]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    program.graph_module.recompile()

@@ -4,7 +4,6 @@
     x[:, :, ::s, ::s]              a depthwise 1 x 1 convolution of stride s with weight 1
     mean over space, flattened     quantized before it is flattened: it is averaged on integers then
     zero channels before, behind   a 1 x 1 convolution whose weight is a row of the identity, or zero
-    padding by nothing             left out
     padding of a float             quantized before it is padded
     concatenation                  of values that are on its own grid already, five at a time
     q @ k of [N, heads, ...]       bmm of [N heads, ...]: torch spreads the batch first, which stays outside
@@ -45,7 +44,7 @@ def for_xnnpack(integer: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModul
         with model.graph.inserting_before(node):
             new = _rewritten(model, node, f"xnnpack_{index}")
         if new is not None:
-            new.meta = {**node.meta} | new.meta
+            new.meta = {**node.meta}
             node.replace_all_uses_with(new)
             model.graph.erase_node(node)
     return tidied(model)
@@ -74,8 +73,6 @@ def _rewritten(model: fx.GraphModule, node: fx.Node, name: str) -> fx.Node | Non
         source = node.all_input_nodes[0]
         channels = _shape(source)[1]
         return _convolution(model, source, torch.ones(channels, 1), stride, channels, name)
-    if node.target is F.pad and not any(cast(Sequence[int], node.args[1])):
-        return node.all_input_nodes[0]
     if node.target is F.pad and (before := _channel_padding(node)) is not None:
         return _padded(model, node, before, name)
     if node.target in PRODUCTS and (heads := _heads(node)) is not None:
