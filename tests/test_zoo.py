@@ -31,6 +31,10 @@ from torchvision.models import (
 )
 from torchvision.models.vision_transformer import VisionTransformer
 
+import qat
+from qat.runtime import load
+from qat.verify import output_step
+
 FLIPS = 4.0  # steps of the output: a value at a tie rounds the other way, and random weights pass that on
 MEAN = 1.0  # steps, of all logits
 
@@ -132,6 +136,24 @@ def test_family(zoo, family):
     for stage in ("torch", "off_ort", "ort"):
         assert row[stage]["max"] <= FLIPS, stage
         assert row[stage]["mean"] <= MEAN, stage
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # theirs
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("target", "suffix"), [("executorch", ".pte"), ("openvino", ".xml")])
+def test_family_in_another_runtime(zoo, target, suffix, family, tmp_path):
+    pytest.importorskip(target, reason="an extra")
+    model, x = zoo.randomize(FAMILIES[family][0]()).eval(), torch.randn(zoo.EXAMPLES, 3, 32, 32)
+    prepared = qat.prepare(model, x[:2], target=target)
+    qat.calibrate(prepared, [x])
+    run = load(qat.export(qat.convert(prepared.eval()), tmp_path / f"model{suffix}"))
+    for batch in (1, 7, zoo.EXAMPLES):
+        with torch.no_grad():
+            steps = (run(x[:batch]) - prepared(x[:batch])).abs() / output_step(qat.convert(prepared))
+        assert steps.max() <= FLIPS
+        assert steps.mean() <= MEAN
 
 
 @pytest.mark.runtime
