@@ -67,6 +67,16 @@ class PreparedModel(nn.Module):
             self._compile()
         return self._forwards[self.training](self, *args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Layers and parameters, which are the float model's; nothing else of it is here."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"the prepared model has no {name!r}: it has the float model's layers, parameters and forward. "
+                "Other attributes and methods are not captured; ask the float model, or make the method a forward"
+            ) from error
+
     def train(self, mode: bool = True) -> PreparedModel:
         """Switch mode; frozen BatchNorm statistics stay frozen."""
         super().train(mode)

@@ -658,3 +658,11 @@ def test_training_under_autocast(small_net, images):
     loss.backward()
     assert all(p.grad.isfinite().all() for p in prepared.parameters())
     assert all(q.scale.dtype is torch.float32 for q in qat.quantizers(prepared).values())
+
+
+def test_what_was_not_captured_is_said_to_be_on_the_float_model(small_net, images):
+    prepared = qat.prepare(small_net, images[:2])
+    with pytest.raises(AttributeError, match=r"the prepared model has no 'forward_features': .* ask the float model"):
+        prepared.forward_features(images)
+    assert not hasattr(prepared, "forward_features")
+    assert hasattr(copy.deepcopy(prepared), "plan")
