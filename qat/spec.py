@@ -74,6 +74,11 @@ class IntSpec:
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
 
     @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest integer of this grid: `(-2, 1)` for `int2[-2,1]`."""
+        return self.qmin, self.qmax
+
+    @property
     def with_mirror_image(self) -> tuple[int, int]:
         """Ends of the integers of this grid and of their negatives: `(-2, 2)` for `int2[-2,1]`."""
         most = max(self.qmax, -self.qmin)

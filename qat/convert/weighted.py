@@ -25,7 +25,7 @@ CONVOLUTIONS: dict[type, Callable[..., Any]] = dict(
 def layer(graph: IntegerGraph, name: str, module: FakeQuantWeight, norm: Norm | None, source: OnGrid) -> fx.Node:
     """A convolution or linear layer, with the BatchNorm behind it."""
     quantizer = module.weight_quantizer
-    ends = _ends(quantizer.spec) if norm is None or not quantizer.shape else quantizer.spec.with_mirror_image
+    ends = quantizer.spec.ends if norm is None or not quantizer.shape else quantizer.spec.with_mirror_image
     weight, bias = _parameters(graph, name, source, *folded(module, norm), ends)
     x = graph.dequantize(source)
     if isinstance(module, nn.Linear):
@@ -41,7 +41,7 @@ def layer(graph: IntegerGraph, name: str, module: FakeQuantWeight, norm: Norm | 
 
 def batchnorm(graph: IntegerGraph, name: str, norm: Norm, spec: IntSpec, spatial: int, source: OnGrid) -> fx.Node:
     """A BatchNorm alone: a depthwise convolution with one tap, over `spatial` dimensions; `spec` is its weight's."""
-    weight, bias = _parameters(graph, name, source, *folded_ones(norm, spec, spatial), _ends(spec))
+    weight, bias = _parameters(graph, name, source, *folded_ones(norm, spec, spatial), spec.ends)
     function = BY_DIMENSIONS[spatial - 1]
     return graph.call(function, graph.dequantize(source), weight, bias, 1, 0, 1, norm.num_features)
 
@@ -53,7 +53,7 @@ def function(
     weight, bias, *settings = arguments
     quantizer = module.weight_quantizer
     q, scale = quantizer.integers(weight), quantizer.scale.clone()
-    stored = _parameters(graph, name, source, q, scale, bias, _ends(quantizer.spec))
+    stored = _parameters(graph, name, source, q, scale, bias, quantizer.spec.ends)
     return graph.call(getattr(F, module.name), graph.dequantize(source), *stored, *settings)
 
 
@@ -70,7 +70,3 @@ def _parameters(
         return weight, None
     limits = torch.iinfo(torch.int32)
     return weight, graph.stored(f"{name}.bias", steps, scale * source.grid.scale, limits.min + 1, limits.max)
-
-
-def _ends(spec: IntSpec) -> tuple[int, int]:
-    return spec.qmin, spec.qmax
