@@ -227,7 +227,7 @@ def noise_floor(prepared: nn.Module, x: Tensor, step: float) -> float:
 
 
 def rounded_otherwise(model: nn.Module) -> list[RemovableHandle]:
-    """Hooks that move the sums of each layer by float32's rounding, as adding them up in another order does."""
+    """Hooks that move the sums of each layer by `NOISE`, as adding them up in another order does."""
     generator = torch.Generator().manual_seed(1)
 
     def moved(layer: nn.Module, args: Any, y: Tensor) -> Tensor:

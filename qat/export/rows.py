@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from qat.export.bias import OPS, tidied
-from qat.export.copies import with_shapes
+from qat.export.copies import batch_first, shape_of, with_batch_axes
 
 DEQUANTIZE, QUANTIZE = OPS.dequantize_per_tensor.default, OPS.quantize_per_tensor.default
 
@@ -34,20 +33,11 @@ def as_rows(integer: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     linears = [n for n in integer.graph.nodes if _between_integers(n)]
     if not linears:
         return integer
-    model = with_shapes(integer, inputs)
-    one_more = tree_map_only(Tensor, lambda x: torch.cat([x, x[:1]]) if x.dim() else x, tuple(inputs))
-    try:
-        larger = {n.name: _shape(n) for n in with_shapes(integer, one_more).graph.nodes}
-    except Exception:  # a batch size of its own, which the export of this very graph explains
-        return integer
+    model = with_batch_axes(integer, inputs)
     for node in list(model.graph.nodes):
-        if _between_integers(node) and len(shape := _shape(node)) > 2 and larger[node.name][1:] == shape[1:]:
+        if _between_integers(node) and len(shape_of(node)) > 2 and batch_first(node):
             _flattened(model.graph, node)
     return tidied(model)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 def _between_integers(node: fx.Node) -> bool:
@@ -60,9 +50,9 @@ def _between_integers(node: fx.Node) -> bool:
 def _flattened(graph: fx.Graph, linear: fx.Node) -> None:
     source: Any = linear.args[0]
     quantizer = next(iter(linear.users))
-    shape = tuple(linear.meta["tensor_meta"].shape)
+    shape = shape_of(linear)
     with graph.inserting_before(linear):
-        width = source.meta["tensor_meta"].shape[-1]
+        width = shape_of(source)[-1]
         rows = graph.call_function(torch.reshape, (source.args[0], (-1, width)))
         linear.update_arg(0, graph.call_function(DEQUANTIZE, (rows, *source.args[1:])))
     with graph.inserting_after(quantizer):

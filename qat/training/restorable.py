@@ -165,7 +165,7 @@ def _strange_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimize
                 found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 return f"has a {name} of {found} for a parameter of {list(shape)}"
             if name == "step" and not _is_number(value):
-                return f"has a step that is no number but {type(value).__name__}"
+                return f"has a step that is {_what(value)}, not a number"
     return ""
 
 
@@ -186,15 +186,20 @@ def _unlike(given: Any, own: Any, path: str, *, partial: bool = False) -> Iterat
         elif not isinstance(given, bool) and given < 0:
             yield f"{path} is {given}"
     elif isinstance(own, int | float) and not _is_number(given):
-        what = f"a tensor of {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
-        yield f"{path} is {what}, not a number"
+        yield f"{path} is {_what(given)}, not a number"
     elif isinstance(own, list | tuple) and not isinstance(given, list | tuple):
         yield f"{path} is of type {type(given).__name__}, not {type(own).__name__}"
 
 
 def _is_number(value: Any) -> bool:
     """An int, a float, or a tensor without dimensions, as capturable optimizers keep their rate and step."""
-    return value.dim() == 0 if isinstance(value, Tensor) else type(value) in (int, float)
+    if isinstance(value, Tensor):
+        return value.dim() == 0
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _what(value: Any) -> str:
+    return f"a tensor of {list(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def _kind(x: Tensor) -> tuple[bool, bool, bool]:

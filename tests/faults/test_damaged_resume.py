@@ -104,6 +104,10 @@ PROGRESS = ("loops", "fit_loop", "epoch_progress")
             ("optimizer_states", 0, "param_groups", 0, "lr", torch.ones(2)),
             r"param_groups\[0\]\.lr is a tensor of \[2\], not a num",
         ),
+        (
+            ("optimizer_states", 0, "state", 0, "step", torch.ones(2)),
+            r"has a step that is a tensor of \[2\], not a number",
+        ),
         (("optimizer_states", 0, "param_groups", 0, "params", [0]), r"has groups of \[1\] parameters"),
         (("lr_schedulers", [3]), r"lr_schedulers\[0\] is no mapping"),
         (("lr_schedulers", []), "it has 0 schedules, and this training has 1"),

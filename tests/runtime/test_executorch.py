@@ -56,16 +56,17 @@ def test_more_examples_than_the_program_takes_go_in_parts(small_net, tmp_path):
 
 
 class Joined(nn.Module):
-    """Seven values, each of another range, one of them negative throughout."""
+    """Six values, each of another range, one of them negative throughout, beside all of them again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(7))
-        self.last = nn.Conv2d(14, 4, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(6))
+        self.last = nn.Conv2d(24, 4, 1)
 
     def forward(self, x):
         values = [branch(x) * 3**i for i, branch in enumerate(self.branches)]
-        return self.last(torch.cat([-F.relu(values[0]), *values[1:]], 1)).mean((2, 3))
+        joined = torch.cat([-F.relu(values[0]), *values[1:]], 1)
+        return self.last(torch.hstack((joined, F.relu(joined)))).mean((2, 3))
 
 
 class Attention(nn.Module):
@@ -86,10 +87,10 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(-1, 6, 16))
 
 
-@pytest.mark.parametrize(("model", "shape"), [(Joined(), (8, 3, 6, 6)), (Attention(), (8, 5, 16))])
-def test_concatenation_and_attention_in_one_call_and_at_most_a_step(model, shape, tmp_path):
+@pytest.mark.parametrize(("build", "shape"), [(Joined, (8, 3, 6, 6)), (Attention, (8, 5, 16))])
+def test_concatenation_and_attention_in_one_call_and_at_most_a_step(build, shape, tmp_path):
     x = torch.randn(shape)
-    prepared = qat.prepare(model, x[:2], target="executorch")
+    prepared = qat.prepare(build(), x[:2], target="executorch")
     qat.calibrate(prepared, [x])
     integer = qat.convert(prepared)
     run = load(qat.export(integer, tmp_path / "model.pte"))
