@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from qat import machine
 from qat.models import resnet20
 from qat.pipeline import run
 from qat.runtime import EXTRAS
@@ -38,5 +39,6 @@ def test_a_run_delivers_what_its_runtime_runs(config: Config, name: str, tmp_pat
     assert results["passed"]
     stages = json.loads((tmp_path / "run" / "results.json").read_text())["parity"]
     assert stages[-1]["name"].startswith(target.runtime)
-    assert stages[-1]["mean_steps"] < 1.5
+    if not machine.saturation(name, machine.cpu()):  # a CPU without VNNI: 8-bit sums saturate in onnxruntime
+        assert stages[-1]["mean_steps"] < 1.5
     assert set(results["latency_ms"]) == {"float", "int8"}
