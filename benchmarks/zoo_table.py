@@ -41,7 +41,8 @@ ABOUT = """
 Recipe w8a8 for onnxruntime; weights and images are random (see the script). *CPU s*: processor time of all threads,
 which other work on the machine leaves alone; wall seconds are upper bounds, as other work shared the two cores.
 *off*: prepared with fake-quant off against float, largest difference relative to the largest output, in evaluation,
-in training, and after switching back and forth. *step*: one of SGD; gradients and updated weights are finite in every
+in training, and after switching back and forth; 1e-5 passes, and above it what is below {floor:g} noise floors of that
+difference. *step*: one of SGD; gradients and updated weights are finite in every
 trainable tensor that the float model's loss reaches (on 2026-11-24: gradients alone). *(off)*: onnxruntime without
 graph optimizations, then its default. Steps are those of the output's integers, against fake-quant. *noise floor*:
 mean steps by which fake-quant differs from itself when the sums of its layers (before 2026-11-26: its
