@@ -121,5 +121,9 @@ class _Package(ModuleType):
         if name not in _HOMES or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as modules are pickled that functions take along to other processes (Ray, joblib, Dask)."""
+        return importlib.import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package

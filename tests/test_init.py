@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
@@ -41,3 +42,7 @@ def test_every_public_name_has_a_home():
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="module 'qat' has no attribute 'quantise'"):
         _ = qat.quantise
+
+
+def test_the_package_goes_to_other_processes_by_its_name():
+    assert pickle.loads(pickle.dumps(qat)) is qat
