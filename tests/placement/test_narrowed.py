@@ -138,7 +138,11 @@ def test_runtimes_have_the_same_integers(model: type[nn.Module], bits: int, tmp_
         assert torch.equal(integer(x), found(x))
     artifact = qat.export(integer, tmp_path / "model.onnx")
     report = qat.verify(found, artifact, [x])
-    assert {(s.agreement, s.max_steps) for s in report.stages if s.gated} == {(100.0, 0.0)}
+    stages = {s.name.partition(", ")[2] or s.name: (s.agreement, s.max_steps) for s in report.stages if s.gated}
+    in_float = stages.pop("optimizations off")  # float sums: with AVX2, a narrowed value in 65,536 is at a tie
+    assert in_float[0] == 100.0
+    assert in_float[1] <= A_STEP
+    assert set(stages.values()) == {(100.0, 0.0)}
     assert not load(artifact).coverage().in_float
 
 
@@ -156,7 +160,10 @@ def test_ties_between_two_grids_are_divided_in_training_and_in_onnxruntime(tmp_p
     report = qat.verify(found, qat.export(qat.convert(found), tmp_path / "model.onnx"), [x])
     steps = {s.name: s.max_steps for s in report.stages if s.gated}
     assert {v for name, v in steps.items() if name.startswith("onnxruntime")} == {0.0}
-    assert 0.0 < steps["integer reference (torch)"] <= A_STEP
+    assert steps["integer reference (torch)"] <= A_STEP  # whether a value of these lies there depends on the CPU's sums
+    operator = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    q = operator(integers, float(narrow), 0, 0, 255, torch.uint8)
+    assert (q != (integers / narrow).round()).nonzero().flatten().tolist() == [51, 255]
 
 
 @pytest.mark.parametrize(("target", "steps"), [("torch", 0.0), ("openvino", A_STEP)])
