@@ -11,8 +11,8 @@ from qat.models import build
 from qat.runtime import load
 from qat.verify import output_step
 
-# steps of the output: a value at a tie rounds the other way, and weights without training pass that on; torch's own
-# float32 is as far from the exact integers
+# steps of the output: single integers depart on a CPU with AVX2 alone, and weights without training pass that on; the
+# first node was not traced (docs/log.md)
 FLIPS = 4.0
 pytest.importorskip("executorch", reason="the extra `executorch` is not installed")
 pytestmark = [
