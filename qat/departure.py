@@ -10,31 +10,33 @@ from torch import Tensor, fx
 
 from qat.artifact import Artifact
 from qat.convert import OPS, convert
+from qat.inputs import Inputs
 from qat.parity import Layer
-from qat.placement.prepared import PreparedModel, device_of, plain_copy
+from qat.placement.prepared import PreparedModel, plain_copy
 from qat.runtime import load
 from qat.switches import as_deployed
+from qat.walk import given
 
 DEPARTED = 0.01  # a layer departs when more than this share of its integers is off by more than one step
 
 
 @torch.no_grad()
-def compare_layers(prepared: PreparedModel, artifact: Artifact, *x: Tensor) -> tuple[Layer, ...]:
+def compare_layers(prepared: PreparedModel, artifact: Artifact, inputs: Inputs) -> tuple[Layer, ...]:
     """Every value that the artefact's runtime shows, beside the fake-quant model's, in the order of the graph.
 
     Args:
         prepared: the fake-quant model.
         artifact: an artefact of it; the answer is empty where its runtime shows no intermediate values.
-        x: one batch, each input of it in the artefact's order.
+        inputs: of one batch.
     """
     if not artifact.sites:  # nothing is shown: a runtime without names, or a model prepared by modules
         return ()
     grids = _grids(convert(prepared), artifact.sites)
     with as_deployed(prepared):
         recorder = _Recorder(prepared, artifact.sites)
-        recorder.run(*(one.to(device_of(prepared)) for one in x))
+        recorder.run(initial_env=given(prepared, recorder.graph.nodes, inputs))
     found = []
-    for site, integers in load(artifact).intermediates(*x).items():
+    for site, integers in load(artifact).intermediates(*inputs.ordered(artifact.inputs)).items():
         scale, zero = grids[site]
         mine = (recorder.seen[site].float().cpu() / scale).round() + zero
         difference = (mine - integers.float().reshape(mine.shape)).abs()  # linear layers are stored as rows
@@ -53,7 +55,7 @@ def first_departure(layers: tuple[Layer, ...]) -> str:
 
 class _Recorder(fx.Interpreter):
     def __init__(self, prepared: PreparedModel, names: Iterable[str]) -> None:
-        super().__init__(fx.GraphModule(prepared, plain_copy(prepared.graphs[False])))
+        super().__init__(prepared, graph=plain_copy(prepared.graphs[False]))
         self.names, self.seen = set(names), dict[str, Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:

@@ -4,17 +4,24 @@ x                       one input
 (x, labels)             one input, and labels as a DataLoader gives them
 ((a, b), labels)        several inputs; ((a, b),) without labels
 ({"a": a}, labels)      by keyword; {"a": a} without labels
+(({"a": a},), labels)   a dict as one input
 """
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from qat.errors import DataError
+
+CONTAINERS = (Mapping, list, tuple)  # of several tensors, taken as one input
+SETTINGS = (bool, str, type(None))  # forward branches on them: fixed in a graph, and no inputs of a file
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,28 @@ class Inputs:
     def call(self, model: nn.Module, device: Any) -> Any:
         """What `model` returns for copies of them, on its device."""
 
-        def own(v: Any) -> Any:
-            return v.detach().to(device, copy=True) if isinstance(v, Tensor) else v  # some forwards write into it
+        def own(x: Tensor) -> Tensor:
+            return x.detach().to(device, copy=True)  # some forwards write into it
 
-        return model(*(own(v) for v in self.args), **{k: own(v) for k, v in self.kwargs.items()})
+        return model(*tree_map_only(Tensor, own, self.args), **tree_map_only(Tensor, own, dict(self.kwargs)))
+
+    def flat(self) -> Inputs:
+        """What a file takes, as `qat.export.flat` names it: containers opened, entries of dicts by keyword."""
+        args: list[Any] = []
+        named: dict[str, Any] = {}
+        for x in self.args:
+            if isinstance(x, Mapping):
+                named |= {entry_name(key): value for key, value in x.items()}
+            elif not isinstance(x, SETTINGS):
+                args += x if isinstance(x, list | tuple) else [x]
+        for name, x in self.kwargs.items():
+            if isinstance(x, Mapping):
+                named |= {entry_name(key): value for key, value in x.items()}
+            elif isinstance(x, list | tuple):
+                named |= {f"{name}_{i}": value for i, value in enumerate(x)}
+            elif not isinstance(x, SETTINGS):
+                named[name] = x
+        return Inputs(tuple(args), named)
 
     def ordered(self, names: Sequence[str]) -> list[Any]:
         """All of them by position, as an artefact with inputs of these names takes them.
@@ -48,21 +73,28 @@ class Inputs:
         Raises:
             DataError: an input is missing.
         """
+        flat = self.flat()
         if not names:  # a file that was written elsewhere
-            return [*self.args, *self.kwargs.values()]
-        left = names[len(self.args) :]
-        missing = [name for name in left if name not in self.kwargs]
-        if missing or len(self.args) > len(names):
-            given = [*(f"input {i}" for i in range(len(self.args))), *self.kwargs]
+            return [*flat.args, *flat.kwargs.values()]
+        left = names[len(flat.args) :]
+        missing = [name for name in left if name not in flat.kwargs]
+        if missing or len(flat.args) > len(names):
+            given = [*(f"input {i}" for i in range(len(flat.args))), *flat.kwargs]
             raise DataError(
                 f"the artefact takes {', '.join(names)}, and the batch has {', '.join(given)}; several inputs come as "
                 "((a, b), labels) or ({'a': a, 'b': b}, labels)"
             )
-        return [*self.args, *(self.kwargs[name] for name in left)]
+        return [*flat.args, *(flat.kwargs[name] for name in left)]
 
     def __len__(self) -> int:
         """N, the number of examples."""
-        return next(len(v) for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.ndim)
+        return next(len(v) for v in tree_leaves((self.args, dict(self.kwargs))) if isinstance(v, Tensor) and v.ndim)
+
+
+def entry_name(key: Any) -> str:
+    """The name of a dict's entry as an input of a file: its key, as Python may name an argument."""
+    name = re.sub(r"\W", "_", str(key))
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"_{name}"
 
 
 def first_output(result: Any) -> Tensor:

@@ -85,7 +85,7 @@ def verify(
         coverage=runtime.coverage() if tolerance.in_float is not None else None,
     )
     if compared.worst is not None and (layerwise or not report.passed):
-        layers = compare_layers(prepared, artifact, *compared.worst.ordered(artifact.inputs))
+        layers = compare_layers(prepared, artifact, compared.worst)
         departure = "" if report.passed else first_departure(layers)
         report = replace(report, departure=departure, layers=layers if layerwise else ())
     return report.require() if strict else report
@@ -103,6 +103,9 @@ def _stages(
     def in_torch(model: nn.Module) -> Run:
         return lambda x: first_output(x.call(model, device)).float().cpu()
 
+    def in_integers(x: Inputs) -> Tensor:
+        return in_torch(integer)(Inputs(*prepared.fixed_arguments.left(x.args, x.kwargs)))
+
     def in_runtime(runtime: Runtime) -> Run:
         return lambda x: runtime(*x.ordered(artifact.inputs))
 
@@ -118,7 +121,7 @@ def _stages(
         stages["float"] = in_torch(pruned.copied(float_model, masks=False).to(device).eval())
     stages[SWITCHED_OFF] = switched_off
     stages[FAKE_QUANT] = in_torch(prepared)
-    stages["integer reference (torch)"] = in_torch(integer)
+    stages["integer reference (torch)"] = in_integers
     off = [load(artifact, optimize=False)] if artifact.kind == ".onnx" else []
     return stages | {runtime.name: in_runtime(runtime) for runtime in (*off, *runtimes)}
 

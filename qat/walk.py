@@ -6,9 +6,11 @@ values that a later node reads are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
 
 from qat.inputs import Inputs
 from qat.placement.prepared import PreparedModel, device_of, plain_copy
@@ -24,11 +26,11 @@ class Walk:
 
     def __init__(self, prepared: PreparedModel, inputs: Inputs) -> None:
         graph = plain_copy(prepared.graphs[False])
-        self._interpreter = fx.Interpreter(fx.GraphModule(prepared, graph), garbage_collect_values=False)
+        self._interpreter = fx.Interpreter(prepared, garbage_collect_values=False, graph=graph)
         self._nodes = list(graph.nodes)
         order = {node: i for i, node in enumerate(self._nodes)}
         self._ends = {n: max((order[user] for user in n.users), default=i) for n, i in order.items()}
-        self._live = _given(self._nodes, inputs, device_of(prepared))
+        self._live = given(prepared, self._nodes, inputs)
         self._at = 0
 
     def place(self, path: str) -> int:
@@ -62,13 +64,12 @@ class Walk:
         return interpreter.env[self._nodes[-1]]
 
 
-def _given(nodes: list[fx.Node], inputs: Inputs, device: Any) -> dict[fx.Node, Any]:
-    """The values of the placeholders: positional, by keyword, or their defaults."""
-    positional, found = list(inputs.args), {}
-    for node in (n for n in nodes if n.op == "placeholder"):
-        if positional:
-            value = positional.pop(0)
-        else:
-            value = inputs.kwargs[str(node.target)] if node.target in inputs.kwargs else node.args[0]
-        found[node] = value.to(device) if isinstance(value, Tensor) else value
-    return found
+def given(prepared: PreparedModel, nodes: Iterable[fx.Node], inputs: Inputs) -> dict[fx.Node, Any]:
+    """The values of the placeholders among a graph's nodes: positional, by keyword, or their defaults."""
+    args, kwargs = prepared.fixed_arguments.left(inputs.args, inputs.kwargs)
+    device = device_of(prepared)
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    found = dict(zip(placeholders, args, strict=False))
+    for node in placeholders[len(args) :]:
+        found[node] = kwargs[str(node.target)] if node.target in kwargs else node.args[0]
+    return {node: tree_map_only(Tensor, lambda x: x.to(device), value) for node, value in found.items()}

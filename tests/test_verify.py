@@ -7,6 +7,7 @@ import qat
 from qat import machine
 from qat.departure import compare_layers, first_departure
 from qat.errors import ConfigError, DataError, NumericsError, ParityError
+from qat.inputs import Inputs
 
 pytestmark = pytest.mark.runtime
 
@@ -55,7 +56,7 @@ def test_planted_fault_is_found_in_the_layer_that_has_it(prepared, batches, tmp_
     with torch.no_grad():
         prepared.depthwise_norm.bias += 1.0  # the artefact does not know of this
     report = qat.verify(prepared, artifact, batches, strict=False, tolerance=qat.Tolerance(agreement=100.0, top1=0.0))
-    departure = first_departure(compare_layers(prepared, artifact, batches[0][0]))
+    departure = first_departure(compare_layers(prepared, artifact, Inputs.of(batches[0])))
     assert departure.startswith("depthwise_norm (")
     if not report.passed:
         assert report.departure.startswith("depthwise_norm (")

@@ -128,9 +128,10 @@ class Converter:
 
     def _copy(self, node: fx.Node) -> fx.Node:
         """The node as it is, in float."""
-        if node.op == "call_module":
-            self.target.attach(str(node.target), _pure(pruned.copied(self.modules[str(node.target)], masks=False)))
         copied = self.target.graph.node_copy(node, self._read)
+        if node.op == "call_module":
+            module = _pure(pruned.copied(self.modules[str(node.target)], masks=False))
+            copied.target = self.target.attach(str(node.target), module)
         copied.kwargs = {k: v for k, v in copied.kwargs.items() if k != "inplace"}  # readers read this node
         return copied
 

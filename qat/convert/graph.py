@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qat.convert.values import Grid, OnGrid
 
 OPS = torch.ops.quantized_decomposed
+EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ior, operator.iand)
 
 
@@ -56,18 +57,21 @@ class IntegerGraph:
 
     def buffer(self, path: str, tensor: Tensor) -> fx.Node:
         """A node that reads a buffer; made of `tensor` where the root has none of that name."""
+        path = _free(path)
         parent, _, leaf = path.rpartition(".")
         host = self._container(parent)
         if leaf not in host._buffers:
             host.register_buffer(leaf, tensor.detach().clone())
         return self.graph.create_node("get_attr", path)
 
-    def attach(self, path: str, module: nn.Module) -> None:
-        """Give the root a module, where it has none of that name."""
+    def attach(self, path: str, module: nn.Module) -> str:
+        """Give the root a module, where it has none of that name; its path there is returned."""
+        path = _free(path)
         parent, _, leaf = path.rpartition(".")
         host = self._container(parent)
         if leaf not in host._modules:
             host.add_module(leaf, module)
+        return path
 
     def name_of_call(self, module: str) -> str:
         """A name per call of a module: its input's scale, and so its bias, may differ."""
@@ -89,6 +93,12 @@ class IntegerGraph:
                 at.add_module(part, nn.Module())
             at = cast(nn.Module, at._modules[part])
         return at
+
+
+def _free(path: str) -> str:
+    """A path whose first part no attribute of a GraphModule bears, as `meta` and `graph` do."""
+    first, dot, rest = path.partition(".")
+    return f"{first}_{dot}{rest}" if hasattr(EMPTY, first) else path
 
 
 def _writes(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from torch import fx, nn
 from qat.artifact import Artifact, fingerprint
 from qat.errors import ConfigError
 from qat.export.bias import float_biases, with_zero_points
+from qat.export.flat import with_flat_inputs
 from qat.export.program import export_program
 from qat.export.rows import as_rows
 from qat.export.xnnpack import for_xnnpack
@@ -64,6 +65,7 @@ def export(
     about["metadata"] = {**_metadata(model, about), **(metadata or {})}
     compiled = path.suffix == ".pt2" and about["target"] is not None and about["target"].runtime == "inductor"
     write = _writer(COMPILED if compiled else WRITERS[path.suffix])
+    model, inputs = with_flat_inputs(model, inputs)
     if "sites" in about:
         model = _for_target(model, path.suffix, about["target"], inputs)
     program = export_program(model, inputs, max_batch=MAX_BATCH.get(path.suffix))

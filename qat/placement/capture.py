@@ -11,7 +11,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
 from qat.placement.fake import Shapes
+from qat.placement.fixed import FixedArguments
 from qat.placement.patterns import is_pure
 from qat.placement.tracer import SizedTracer, Tracer
 from qat.placement.written import is_written_into, read_what_was_written
@@ -37,6 +38,7 @@ class Capture:
     root: nn.Module
     train: fx.Graph
     eval: fx.Graph
+    fixed: FixedArguments  # which are not in the graphs
     sized: bool = False  # sizes are those of the example, but for the batch
     norms: frozenset[str] = frozenset()  # paths that the graphs call as plain BatchNorms, whatever their class does
 
@@ -65,14 +67,18 @@ def capture(
         CaptureError: naming file and line where tracing failed.
     """
     defaults = _constant_arguments(model, example_inputs, example_kwargs)
+    signature = inspect.signature(model.forward)
+    inputs = signature.bind(*example_inputs, **example_kwargs).arguments
+    positional = [n for n, p in signature.parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    fixed = FixedArguments(tuple(positional), defaults)
     with suppress(CaptureError):
-        return _capture(model, defaults, lambda: Tracer(leaf_modules))
-    inputs = inspect.signature(model.forward).bind(*example_inputs, **example_kwargs).arguments
+        return _capture(model, fixed, lambda: Tracer(leaf_modules, inputs))
     shapes = Shapes()
-    return _capture(model, defaults, lambda: SizedTracer(leaf_modules, inputs, defaults, shapes))
+    return _capture(model, fixed, lambda: SizedTracer(leaf_modules, inputs, defaults, shapes))
 
 
-def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], Tracer]) -> Capture:
+def _capture(model: nn.Module, fixed: FixedArguments, tracer: Callable[[], Tracer]) -> Capture:
+    constants = dict(fixed.values)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # forward counts batches while it is traced
     modes = {name: module.training for name, module in model.named_modules()}
     try:
@@ -91,6 +97,7 @@ def _capture(model: nn.Module, constants: dict[str, Any], tracer: Callable[[], T
         train=evaluation if same else train,
         eval=evaluation,
         sized=isinstance(eval_tracer, SizedTracer),
+        fixed=replace(fixed, entries=eval_tracer.settings),
         norms=frozenset(train_tracer.opened_norms | eval_tracer.opened_norms),
     )
 

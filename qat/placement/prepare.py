@@ -6,12 +6,14 @@ subclasses under the same names → rewrite the graphs to call them → write do
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from qat.errors import ConfigError, NumericsError, PlacementError, unknown_name
 from qat.layers import pruned
@@ -121,10 +123,8 @@ def prepare(
         )
     choices = choose(recipe, target, captured.eval, modules, sites[id(captured.eval)])
     plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, choices)
-    inputs = [
-        *args,
-        *(kwargs[n.target] for n in captured.eval.nodes if n.op == "placeholder" and n.target in kwargs),
-    ]
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    inputs = [given[str(n.target)] for n in captured.eval.nodes if n.op == "placeholder"]
     rewriter = Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs])
     rewriter.run()
     close_synced(root)
@@ -137,8 +137,9 @@ def prepare(
         recipe=recipe,
         target=target,
         numerics=grids,
-        example_inputs=tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs),
+        example_inputs=tree_map_only(Tensor, Tensor.cpu, tuple(inputs)),
         units=tuple(rewriter.units),
+        fixed_arguments=captured.fixed,
     )
 
 

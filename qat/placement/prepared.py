@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import linecache
 import sys
 from itertools import chain
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
+from qat.errors import PlacementError
 from qat.functional.ste import Clamp
+from qat.placement.fixed import FixedArguments
 from qat.placement.plan import Plan
 from qat.placement.units import Unit
 from qat.quantizers import FakeQuantize
@@ -32,6 +35,7 @@ class PreparedModel(nn.Module):
         numerics: the grids that came of both.
         example_inputs: two examples, for export.
         units: the tensors with a grid, of the evaluation graph; none for a model that was prepared without a graph.
+        fixed_arguments: those of forward that the graphs have at one value.
     """
 
     def __init__(
@@ -45,14 +49,17 @@ class PreparedModel(nn.Module):
         numerics: Numerics,
         example_inputs: tuple[Any, ...],
         units: tuple[Unit, ...] = (),
+        fixed_arguments: FixedArguments | None = None,
     ) -> None:
         super().__init__()
+        _require_free(root)
         self.training = root.training
         for registry in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             setattr(self, registry, getattr(root, registry))
         self.graphs = {mode: plain_copy(graph) for mode, graph in graphs.items()}
         self.plan, self.recipe, self.target, self.numerics = plan, recipe, target, numerics
         self.example_inputs, self.units = example_inputs, units
+        self.fixed_arguments = fixed_arguments or FixedArguments()
         self.batchnorm_frozen = False
         self._compile()
 
@@ -62,7 +69,13 @@ class PreparedModel(nn.Module):
         self._forwards: dict[bool, Any] = {mode: _function(graph) for mode, graph in self.graphs.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the float model's forward."""
+        """As the float model's forward.
+
+        Raises:
+            CaptureError: a setting has another value than the example's.
+        """
+        if self.fixed_arguments.values or self.fixed_arguments.entries:
+            args, kwargs = self.fixed_arguments.left(args, kwargs)
         if not self._forwards:
             self._compile()
         return self._forwards[self.training](self, *args, **kwargs)
@@ -95,6 +108,17 @@ class PreparedModel(nn.Module):
         super().__setstate__(state)
         self.graphs = {mode: _unflatten(nodes) for mode, nodes in state["graphs"].items()}
         self._forwards = {}
+
+
+def _require_free(root: nn.Module) -> None:
+    """Raise for a layer or parameter at the root whose name a prepared model needs."""
+    own = set(inspect.signature(PreparedModel).parameters) | {"batchnorm_frozen"}
+    taken = sorted(own & {*root._modules, *root._parameters, *root._buffers})
+    if taken:
+        raise PlacementError(
+            f"{type(root).__name__}.{taken[0]} bears the name of an attribute of the prepared model, "
+            f"prepared.{taken[0]}: give it another, or wrap the model in a module of one attribute"
+        )
 
 
 def _function(graph: fx.Graph) -> Any:

@@ -49,8 +49,8 @@ class _Propagate(fx.Interpreter):
 class _PropagateShapes(_Propagate):
     """On tensors without data, which are kept as they are until their mode has ended."""
 
-    def __init__(self, module: fx.GraphModule, shapes: Shapes) -> None:
-        super().__init__(module)
+    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: Shapes) -> None:
+        super().__init__(root, graph=graph)
         self.shapes = shapes
 
     def kept(self, value: Any) -> Any:
@@ -89,11 +89,11 @@ def propagate_shapes(
     inputs = [given[str(n.target)] for n in graph.nodes if n.op == "placeholder" and str(n.target) in given]
     buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]  # BatchNorm counts its batches for real
     try:
-        _run(fx.GraphModule(root, graph), inputs, shapes or Shapes())
+        _run(root, graph, inputs, shapes or Shapes())
         if _unbatched(graph):
             raise ValueError  # named below
     except Exception as error:
-        sizes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
+        sizes = pytree.tree_map_only(Tensor, lambda x: tuple(x.shape), inputs)
         reason = "attention needs a batch, [N, L, E]" if _unbatched(graph) else str(error).split("\n\n")[0].strip()
         raise CaptureError(
             f"{type(root).__name__} rejects example inputs of shape {', '.join(map(str, sizes))}: {reason}. "
@@ -117,15 +117,15 @@ def _is_of_attention(node: fx.Node) -> bool:
 
 
 @torch.no_grad()
-def _run(module: fx.GraphModule, inputs: list[Any], shapes: Shapes) -> None:
+def _run(root: nn.Module, graph: fx.Graph, inputs: list[Any], shapes: Shapes) -> None:
     try:
         with shapes.mode as mode:
-            _PropagateShapes(module, shapes).run(*(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
+            _PropagateShapes(root, graph, shapes).run(*pytree.tree_map_only(Tensor, mode.from_tensor, inputs))
     except (DataDependentOutputException, DynamicOutputShapeException):  # a leaf module looks at values
         with torch.random.fork_rng():
-            _Propagate(module).run(*inputs)
+            _Propagate(root, graph=graph).run(*inputs)
         return
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         node.meta["val"] = pytree.tree_map_only(Tensor, _shape_alone, node.meta["val"])
 
 
@@ -138,17 +138,15 @@ def two_examples(inputs: tuple[Any, ...], device: Any) -> tuple[Any, ...]:
 
     BatchNorm in training and an exported batch dimension need two examples; more would only take time.
     """
-    batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim), None)
+    batch = next((x.shape[0] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), None)
 
-    def two(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
+    def two(x: Tensor) -> Tensor:
         x = x.detach().to(device)
         if not x.ndim or x.shape[0] != batch:
             return x  # no batch dimension
         return torch.cat([x, x]) if batch == 1 else x[:2]
 
-    return tuple(two(x) for x in inputs)
+    return pytree.tree_map_only(Tensor, two, inputs)
 
 
 def macs_per_example(node: fx.Node, module: nn.Module | None) -> int:

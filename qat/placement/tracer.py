@@ -12,6 +12,7 @@ one also opens functions that are given weights, which `torch.fx.wrap` closes, s
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
@@ -32,22 +33,60 @@ from qat.placement.fake import Shapes, methodcaller
 WHOLE = frozenset({"StochasticDepth", "DropPath"})  # drop residual branches in training; nothing in evaluation
 FACTORIES = ("zeros", "ones", "empty", "full", "arange", "rand", "randn")  # torch.*: take sizes, but no tensor
 BATCH = 10007  # examples; a prime: sizes and counts that depend on the batch are its multiples, and stay in the graph
+OPENED = (dict, OrderedDict, list, tuple)  # exactly these: others may have attributes and methods of their own
 NUMBERS = (bool, int, float, str, torch.dtype, torch.layout)
 
 
 class Tracer(fx.Tracer):
-    """Symbolic: nothing is computed."""
+    """Symbolic: nothing is computed.
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
+    Args:
+        leaf_modules: classes to keep whole.
+        inputs: examples by name of placeholder; forward sees a dict, list or tuple as one, with proxies in it.
+    """
+
+    def __init__(self, leaf_modules: tuple[type[nn.Module], ...], inputs: Mapping[str, Any]) -> None:
         super().__init__()
-        self.leaf_modules = leaf_modules
+        self.leaf_modules, self.examples = leaf_modules, inputs
+        self.opened_inputs: list[fx.Node] = []  # entries of dicts, lists and tuples, read or not
+        self.settings: dict[tuple[Any, ...], Any] = {}  # entries that the graph has at one value; by argument and keys
         self.opened_norms: set[str] = set()  # paths of BatchNorms with a forward of their own, recorded as plain ones
         self.names: dict[int, str] = {}  # of parameters and buffers, by identity
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """The graph of `root`'s forward."""
         self.names = {id(x): name for name, x in [*root.named_buffers(), *root.named_parameters()]}
-        return super().trace(root, concrete_args)
+        graph = super().trace(root, concrete_args)
+        for entry in reversed(self.opened_inputs):
+            if not entry.users:
+                graph.erase_node(entry)
+        return graph
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward and its arguments: proxies, and containers of proxies."""
+        forward, proxies = super().create_args_for_root(*args, **kwargs)
+        return forward, [self._opened_input(p) if isinstance(p, fx.Proxy) else p for p in proxies]
+
+    def _opened_input(self, proxy: fx.Proxy) -> Any:
+        name = str(proxy.node.target)
+        return self._opened(proxy, self.examples.get(name), (name,))
+
+    def _opened(self, value: Any, example: Any, path: tuple[Any, ...]) -> Any:
+        """A container like `example`, whose entries are read from `value`; a bool or None in it is fixed."""
+        if type(example) not in OPENED:
+            return value
+
+        def entry(key: Any, like: Any) -> Any:
+            read = like if like is None or isinstance(like, bool) else value[key]
+            if isinstance(read, fx.Proxy):
+                self.opened_inputs.append(read.node)
+                return self._opened(read, like, (*path, key))
+            self.settings[*path, key] = read
+            return read
+
+        if isinstance(example, dict):
+            return type(example)((key, entry(key, like)) for key, like in example.items())
+        return type(example)(entry(i, like) for i, like in enumerate(example))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Record the reading of a parameter, found by identity: fx looks through all of them every time."""
@@ -158,17 +197,15 @@ class SizedTracer(Tracer):
         constants: Mapping[str, Any] | None = None,
         shapes: Shapes | None = None,
     ) -> None:
-        super().__init__(leaf_modules)
+        super().__init__(leaf_modules, inputs)
         self.constants = dict(constants or {})
         self.shapes = shapes or Shapes()
         self.mode = self.shapes.mode
-        batch = next((len(x) for x in inputs.values() if isinstance(x, Tensor) and x.ndim), None)
-        self.inputs = {name: self._fake(value, batch) for name, value in inputs.items()}
+        batch = next((len(x) for x in pytree.tree_leaves(dict(inputs)) if isinstance(x, Tensor) and x.ndim), None)
+        self.inputs = pytree.tree_map_only(Tensor, lambda x: self._fake(x, batch), dict(inputs))
         self.running = False  # an operator computes its value: nothing is recorded
 
-    def _fake(self, value: Any, batch: int | None) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def _fake(self, value: Tensor, batch: int | None) -> Tensor:
         has_batch = value.ndim > 0 and len(value) == batch
         with self.mode:
             return value.new_empty((BATCH, *value.shape[1:]) if has_batch else value.shape)

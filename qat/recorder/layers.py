@@ -112,7 +112,7 @@ class _Side:
 class _BothWays(fx.Interpreter):
     def __init__(self, prepared: PreparedModel, seen: _Seen, owned: Owned) -> None:
         copied = plain_copy(prepared.graphs[False])
-        super().__init__(fx.GraphModule(prepared, copied))
+        super().__init__(prepared, graph=copied)
         self.prepared, self.seen = prepared, seen
         names = {node.name: owner for node, owner in owned.owner.items()}
         self.owner = {node: names[node.name] for node in copied.nodes if node.name in names}

@@ -25,6 +25,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from qat.artifact import fingerprint
 from qat.errors import ConfigError
+from qat.export.flat import flat_inputs
 from qat.placement import PreparedModel, prepare
 from qat.recipe import QuantRecipe
 from qat.target import Target
@@ -187,14 +188,9 @@ class Preparation:
 
 
 def require_tensors(networks: Mapping[str, PreparedModel]) -> None:
-    """Raise `ConfigError` for inputs that train, and that no file takes: a dict or a list in one argument."""
+    """Raise `ConfigError` for inputs that train, and that no file takes: a dict in a dict, say."""
     for name, network in networks.items():
-        strange = [type(x).__name__ for x in network.example_inputs if isinstance(x, Mapping | list | tuple)]
-        if strange:
-            raise ConfigError(
-                f"forward of {name!r} takes a {strange[0]} as one input, and a file takes tensors. Let it take each of "
-                f"them, called as self.{name}(**batch) or self.{name}(*batch); or leave export out"
-            )
+        flat_inputs(network.graphs[False], network.example_inputs, f"forward of {name!r}")
 
 
 def uncompiled(pl_module: pl.LightningModule) -> None:

@@ -140,8 +140,9 @@ def test_deterministic(
     assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
 
 
+@pytest.mark.runtime
 def test_a_dict_as_one_input(trainer: Trainers, stranger: type, tiny_net: type, loader: Loader, tmp_path: Path) -> None:
-    """It trains; a file has no such input, which is said before training."""
+    """Its entries are the inputs of the file; where it cannot be opened, that is said before training."""
 
     class Takes(nn.Module):
         def __init__(self) -> None:
@@ -151,16 +152,25 @@ def test_a_dict_as_one_input(trainer: Trainers, stranger: type, tiny_net: type, 
         def forward(self, batch: dict[str, Tensor]) -> Tensor:
             return self.net(batch["image"])
 
+    class Nested(Takes):
+        def forward(self, batch: dict[str, Any]) -> Tensor:
+            return self.net(batch["image"]["left"])
+
     class Dicts(stranger):  # type: ignore[misc,valid-type]
         def forward(self, x: Tensor) -> Tensor:
-            return self.model({"image": x})
+            return self.model({"image": {"left": x} if isinstance(self.model, Nested) else x})
 
+    callback = qat.QuantizationAwareTraining(export=tmp_path / "model.onnx")
     module = Dicts(network=Takes())
-    trainer(qat.QuantizationAwareTraining()).fit(module, loader, loader)
+    trainer(callback).fit(module, loader, loader)
     assert isinstance(module.model, PreparedModel)
-    with pytest.raises(ConfigError, match=r"forward of 'model' takes a dict as one input.*self\.model\(\*\*batch\)"):
-        trainer(qat.QuantizationAwareTraining(export=tmp_path / "model.onnx")).fit(
-            Dicts(network=Takes()), loader, loader
+    assert callback.artifact is not None
+    assert callback.artifact.inputs == ("image",)
+    assert callback.report is not None
+    assert callback.report.passed
+    with pytest.raises(ConfigError, match=r"forward of 'model' takes a dict as one input with another .*\(\*\*batch\)"):
+        trainer(qat.QuantizationAwareTraining(export=tmp_path / "nested.onnx")).fit(
+            Dicts(network=Nested()), loader, loader
         )
 
 
