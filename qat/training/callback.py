@@ -203,7 +203,7 @@ class QuantizationAwareTraining(pl.Callback):
         stop_safely(trainer)
         require_replicas(trainer.strategy)
         require_float_scales(str(trainer.precision))
-        require_own_average(trainer)
+        require_own_average(trainer, self)
         adapt(trainer.strategy)
         if self.schedule.activations_from > 0:
             look_for_unused(trainer.strategy, self.recipe)

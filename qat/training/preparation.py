@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelPruning, StochasticWeightAveraging
+from pytorch_lightning.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.utilities.compile import to_uncompiled
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
@@ -223,9 +223,20 @@ def prepare_before_setup(pl_module: pl.LightningModule) -> None:
         pl_module.configure_model()
 
 
-def require_own_average(trainer: pl.Trainer) -> None:
-    """Raise `ConfigError` for Lightning's SWA: its statistics of BatchNorm come from an epoch in which they stand."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+def require_own_average(trainer: pl.Trainer, owner: pl.Callback) -> None:
+    """Raise `ConfigError` for averages that cannot be had.
+
+    Lightning's SWA takes its statistics of BatchNorm in an epoch in which they stand; what stands before `owner`, the
+    callback that prepares, copies a network that is about to be replaced.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks[: callbacks.index(owner)]:
+        if isinstance(callback, WeightAveraging):
+            raise ConfigError(
+                f"{type(callback).__name__} would average the float network, which QuantizationAwareTraining replaces; "
+                "let it stand behind QuantizationAwareTraining in callbacks"
+            )
+    for callback in callbacks:
         if isinstance(callback, StochasticWeightAveraging):
             raise ConfigError(
                 f"{type(callback).__name__} resets the statistics of BatchNorm and takes them in an epoch after "

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import qat
+from qat.artifact import fingerprint
 from qat.errors import CalibrationError, ConfigError, ExportError, NumericsError, ParityError
 from qat.placement import PreparedModel
 from qat.training import Phase, QuantizationAwareTraining
@@ -438,6 +439,20 @@ def test_an_average_that_takes_statistics_after_training(
     callbacks = [StochasticWeightAveraging(swa_lrs=0.05), QuantizationAwareTraining()][:: 1 if first else -1]
     with pytest.raises(ConfigError, match=r"StochasticWeightAveraging resets .* would stay 0 and 1.*AveragedWeights"):
         trainer(*callbacks).fit(stranger(), loader, loader)
+
+
+@pytest.mark.runtime
+def test_lightnings_average_is_what_the_file_has(
+    trainer: Trainers, stranger: type, loader: Loader, tmp_path: Path
+) -> None:
+    callback, module = QuantizationAwareTraining(export=tmp_path / "model.onnx"), stranger()
+    trainer(callback, EMAWeightAveraging(decay=0.5), max_epochs=2).fit(module, loader, loader)
+    assert callback.artifact is not None
+    assert callback.artifact.metadata["fingerprint"] == fingerprint(qat.convert(module.model))
+    with pytest.raises(
+        ConfigError, match=r"EMAWeightAveraging would average the float network, .* let it stand behind"
+    ):
+        trainer(EMAWeightAveraging(decay=0.5), QuantizationAwareTraining()).fit(stranger(), loader, loader)
 
 
 def test_prepared_for_something_else(stranger: type, loader: Loader) -> None:
