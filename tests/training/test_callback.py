@@ -449,9 +449,7 @@ def test_lightnings_average_is_what_the_file_has(
     trainer(callback, EMAWeightAveraging(decay=0.5), max_epochs=2).fit(module, loader, loader)
     assert callback.artifact is not None
     assert callback.artifact.metadata["fingerprint"] == fingerprint(qat.convert(module.model))
-    with pytest.raises(
-        ConfigError, match=r"EMAWeightAveraging would average the float network.* let it stand behind"
-    ):
+    with pytest.raises(ConfigError, match=r"EMAWeightAveraging would average the float network.* let it stand behind"):
         trainer(EMAWeightAveraging(decay=0.5), QuantizationAwareTraining()).fit(stranger(), loader, loader)
 
 
