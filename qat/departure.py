@@ -12,6 +12,7 @@ from qat.artifact import Artifact
 from qat.convert import OPS, convert
 from qat.inputs import Inputs
 from qat.parity import Layer
+from qat.placement.flat import feed
 from qat.placement.prepared import PreparedModel, plain_copy
 from qat.runtime import load
 from qat.switches import as_deployed
@@ -36,7 +37,7 @@ def compare_layers(prepared: PreparedModel, artifact: Artifact, inputs: Inputs) 
         recorder = _Recorder(prepared, artifact.sites)
         recorder.run(initial_env=given(prepared, recorder.graph.nodes, inputs))
     found = []
-    for site, integers in load(artifact).intermediates(*inputs.ordered(artifact.inputs)).items():
+    for site, integers in load(artifact).intermediates(*feed(prepared, inputs, artifact.inputs)).items():
         scale, zero = grids[site]
         mine = (recorder.seen[site].float().cpu() / scale).round() + zero
         difference = (mine - integers.float().reshape(mine.shape)).abs()  # linear layers are stored as rows

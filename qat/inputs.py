@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,49 +42,44 @@ class Inputs:
         return cls(tuple(found) if isinstance(found, list | tuple) else (found,), {})
 
     def call(self, model: nn.Module, device: Any) -> Any:
-        """What `model` returns for copies of them, on its device."""
+        """What `model` returns for copies of them, on its device.
+
+        Raises:
+            DataError: a keyword that its forward has not.
+        """
 
         def own(x: Tensor) -> Tensor:
             return x.detach().to(device, copy=True)  # some forwards write into it
 
-        return model(*tree_map_only(Tensor, own, self.args), **tree_map_only(Tensor, own, dict(self.kwargs)))
-
-    def flat(self) -> Inputs:
-        """What a file takes, as `qat.export.flat` names it: containers opened, entries of dicts by keyword."""
-        args: list[Any] = []
-        named: dict[str, Any] = {}
-        for x in self.args:
-            if isinstance(x, Mapping):
-                named |= {entry_name(key): value for key, value in x.items()}
-            elif not isinstance(x, SETTINGS):
-                args += x if isinstance(x, list | tuple) else [x]
-        for name, x in self.kwargs.items():
-            if isinstance(x, Mapping):
-                named |= {entry_name(key): value for key, value in x.items()}
-            elif isinstance(x, list | tuple):
-                named |= {f"{name}_{i}": value for i, value in enumerate(x)}
-            elif not isinstance(x, SETTINGS):
-                named[name] = x
-        return Inputs(tuple(args), named)
+        args, kwargs = tree_map_only(Tensor, own, (self.args, dict(self.kwargs)))
+        try:
+            return model(*args, **kwargs)
+        except TypeError as error:
+            if not self.kwargs or "unexpected keyword argument" not in str(error):
+                raise
+            raise DataError(
+                f"{error}: a dict of a batch is given by keyword. One that forward takes as one input comes as "
+                "(({'image': x},), labels)"
+            ) from error
 
     def ordered(self, names: Sequence[str]) -> list[Any]:
-        """All of them by position, as an artefact with inputs of these names takes them.
+        """The tensors by position, as an artefact with inputs of these names takes them.
 
         Raises:
             DataError: an input is missing.
         """
-        flat = self.flat()
+        args = [x for x in self.args if isinstance(x, Tensor)]
         if not names:  # a file that was written elsewhere
-            return [*flat.args, *flat.kwargs.values()]
-        left = names[len(flat.args) :]
-        missing = [name for name in left if name not in flat.kwargs]
-        if missing or len(flat.args) > len(names):
-            given = [*(f"input {i}" for i in range(len(flat.args))), *flat.kwargs]
+            return [*args, *self.kwargs.values()]
+        left = names[len(args) :]
+        missing = [name for name in left if name not in self.kwargs]
+        if missing or len(args) > len(names):
+            given = [*(f"input {i}" for i in range(len(args))), *self.kwargs]
             raise DataError(
                 f"the artefact takes {', '.join(names)}, and the batch has {', '.join(given)}; several inputs come as "
                 "((a, b), labels) or ({'a': a, 'b': b}, labels)"
             )
-        return [*flat.args, *(flat.kwargs[name] for name in left)]
+        return [*args, *(self.kwargs[name] for name in left)]
 
     def __len__(self) -> int:
         """N, the number of examples."""
@@ -95,6 +90,41 @@ def entry_name(key: Any) -> str:
     """The name of a dict's entry as an input of a file: its key, as Python may name an argument."""
     name = re.sub(r"\W", "_", str(key))
     return name if name.isidentifier() and not keyword.iskeyword(name) else f"_{name}"
+
+
+def anew(arguments: Any) -> Any:
+    """The same tensors in new containers: some forwards take entries out of them."""
+    return tree_map_only(Tensor, lambda x: x, arguments)
+
+
+def map_examples(function: Callable[[Tensor], Any], arguments: Any, *, other: Callable[[Tensor], Any]) -> Any:
+    """`function` of the tensors with the examples of a batch in front, `other` of the rest.
+
+    There are as many examples as the first tensor is long. Entries of a list or tuple count where an image batch,
+    `[N, C, H, W]`, or tensors of several ranks are among them; `[C, H, W]` alone are single images.
+
+    Args:
+        function: of a tensor `[N, ...]`.
+        arguments: a tuple, or a dict by name, of tensors, nested dicts, lists and tuples; made anew.
+        other: of a tensor without N.
+    """
+    batched = {id(x): len(x) for x in _batched(arguments.values() if isinstance(arguments, Mapping) else arguments)}
+    examples = next(iter(batched.values()), None)
+    return tree_map_only(
+        Tensor, lambda x: (function if id(x) in batched and len(x) == examples else other)(x), arguments
+    )
+
+
+def _batched(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim:
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _batched(value.values())
+        elif isinstance(value, list | tuple):
+            ranks = {x.ndim for x in tree_leaves(value) if isinstance(x, Tensor)}
+            if len(ranks) > 1 or max(ranks, default=0) >= 4:
+                yield from _batched(value)
 
 
 def first_output(result: Any) -> Tensor:

@@ -25,6 +25,7 @@ from qat.inputs import Inputs, first_output
 from qat.ladder import Run, compare
 from qat.layers import pruned
 from qat.parity import HINT, ParityReport, Tolerance
+from qat.placement.flat import feed
 from qat.placement.prepared import PreparedModel, device_of
 from qat.runtime import Runtime, load
 from qat.switches import as_deployed, fake_quant
@@ -107,7 +108,7 @@ def _stages(
         return in_torch(integer)(Inputs(*prepared.fixed_arguments.left(x.args, x.kwargs)))
 
     def in_runtime(runtime: Runtime) -> Run:
-        return lambda x: runtime(*x.ordered(artifact.inputs))
+        return lambda x: runtime(*feed(prepared, x, artifact.inputs))
 
     def switched_off(x: Inputs) -> Tensor:
         fake_quant(prepared, enabled=False)

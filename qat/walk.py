@@ -66,10 +66,6 @@ class Walk:
 
 def given(prepared: PreparedModel, nodes: Iterable[fx.Node], inputs: Inputs) -> dict[fx.Node, Any]:
     """The values of the placeholders among a graph's nodes: positional, by keyword, or their defaults."""
-    args, kwargs = prepared.fixed_arguments.left(inputs.args, inputs.kwargs)
-    device = device_of(prepared)
-    placeholders = [n for n in nodes if n.op == "placeholder"]
-    found = dict(zip(placeholders, args, strict=False))
-    for node in placeholders[len(args) :]:
-        found[node] = kwargs[str(node.target)] if node.target in kwargs else node.args[0]
+    values, device = prepared.fixed_arguments.checked(inputs.args, inputs.kwargs), device_of(prepared)
+    found = {n: values.get(str(n.target).lstrip("*"), *n.args[:1]) for n in nodes if n.op == "placeholder"}
     return {node: tree_map_only(Tensor, lambda x: x.to(device), value) for node, value in found.items()}

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantizers": GRIDS | {"functional", "observers"},
     "layers": GRIDS | {"functional", "observers", "quantizers"},
     # verbs
-    "placement": WORDS | NUMERICS,
+    "placement": WORDS | NUMERICS | {"inputs"},
     "switches": {"errors", "layers", "placement", "quantizers"},
     "calibrate": {"errors", "functional", "inputs", "quantizers", "placement", "switches"},
     "compile": {"errors", "functional", "layers", "placement"},

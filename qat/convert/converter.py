@@ -45,7 +45,7 @@ class Converter:
         self.source = prepared.graphs[False]
         self.constants = Constants(prepared)
         self.modules = self.constants.modules
-        self.target = IntegerGraph()
+        self.target = IntegerGraph({*prepared._modules, *prepared._parameters, *prepared._buffers})
         self.values: dict[fx.Node, Value] = {}  # by node of the prepared graph
         self.unfolded: dict[fx.Node, fx.Node] = {}  # BatchNorm's node -> the convolution that it folds into
         self.moved: dict[tuple[Any, ...], Value] = {}  # by operator and arguments

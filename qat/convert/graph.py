@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -19,14 +20,18 @@ IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, oper
 class IntegerGraph:
     """Nodes are appended in the order of the calls.
 
+    Args:
+        taken: names at the root of the fake-quant model.
+
     Attributes:
         root: holds buffers and modules under the names that they have in the fake-quant model.
         graph: the nodes.
         sites: by the node that quantizes it, the name of a value in the prepared graph.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Collection[str] = ()) -> None:
         self.root = nn.Module()
+        self._taken = taken
         self.graph = fx.Graph()
         self.sites: dict[fx.Node, str] = {}
         self._calls: dict[str, int] = {}  # how often a module was called so far
@@ -57,7 +62,7 @@ class IntegerGraph:
 
     def buffer(self, path: str, tensor: Tensor) -> fx.Node:
         """A node that reads a buffer; made of `tensor` where the root has none of that name."""
-        path = _free(path)
+        path = self._free(path)
         parent, _, leaf = path.rpartition(".")
         host = self._container(parent)
         if leaf not in host._buffers:
@@ -66,7 +71,7 @@ class IntegerGraph:
 
     def attach(self, path: str, module: nn.Module) -> str:
         """Give the root a module, where it has none of that name; its path there is returned."""
-        path = _free(path)
+        path = self._free(path)
         parent, _, leaf = path.rpartition(".")
         host = self._container(parent)
         if leaf not in host._modules:
@@ -86,6 +91,15 @@ class IntegerGraph:
         model = fx.GraphModule(self.root, self.graph, class_name="IntegerModel").eval().requires_grad_(False)
         return model, tuple(self.sites[node] for node in self.graph.nodes if node in self.sites)
 
+    def _free(self, path: str) -> str:
+        """A path whose first part no attribute of a GraphModule bears, as `meta` and `graph` do."""
+        first, dot, rest = path.partition(".")
+        if hasattr(EMPTY, first):
+            first += "_"
+            while first in self._taken:
+                first += "_"
+        return f"{first}{dot}{rest}"
+
     def _container(self, path: str) -> nn.Module:
         at = self.root
         for part in path.split(".") if path else []:
@@ -93,12 +107,6 @@ class IntegerGraph:
                 at.add_module(part, nn.Module())
             at = cast(nn.Module, at._modules[part])
         return at
-
-
-def _free(path: str) -> str:
-    """A path whose first part no attribute of a GraphModule bears, as `meta` and `graph` do."""
-    first, dot, rest = path.partition(".")
-    return f"{first}_{dot}{rest}" if hasattr(EMPTY, first) else path
 
 
 def _writes(node: fx.Node) -> bool:

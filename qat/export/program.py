@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from qat.artifact import Artifact
 from qat.errors import ExportError
@@ -53,8 +54,9 @@ def export_program(
 
 
 def input_names(program: ExportedProgram) -> list[str]:
-    """Names of the inputs, as the model's forward has them."""
-    return list(program.graph_signature.user_inputs)
+    """Names of the tensors among the inputs, as the model's forward has them; numbers are constants of the file."""
+    specs = program.graph_signature.input_specs
+    return [s.arg.name for s in specs if s.kind is InputKind.USER_INPUT and isinstance(s.arg, TensorArgument)]
 
 
 def output_names(program: ExportedProgram) -> list[str]:

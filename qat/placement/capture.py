@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.errors import CaptureError
+from qat.inputs import SETTINGS
 from qat.placement.fake import Shapes
 from qat.placement.fixed import FixedArguments
 from qat.placement.patterns import is_pure
@@ -66,26 +67,22 @@ def capture(
     Raises:
         CaptureError: naming file and line where tracing failed.
     """
-    defaults = _constant_arguments(model, example_inputs, example_kwargs)
-    signature = inspect.signature(model.forward)
-    inputs = signature.bind(*example_inputs, **example_kwargs).arguments
-    positional = [n for n, p in signature.parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    fixed = FixedArguments(tuple(positional), defaults)
+    fixed = _fixed_arguments(model, example_inputs, example_kwargs)
+    inputs = inspect.signature(model.forward).bind(*example_inputs, **example_kwargs).arguments
     with suppress(CaptureError):
-        return _capture(model, fixed, lambda: Tracer(leaf_modules, inputs))
+        return _capture(model, fixed, lambda: Tracer(leaf_modules, inputs, fixed.values))
     shapes = Shapes()
-    return _capture(model, fixed, lambda: SizedTracer(leaf_modules, inputs, defaults, shapes))
+    return _capture(model, fixed, lambda: SizedTracer(leaf_modules, inputs, fixed.values, shapes))
 
 
 def _capture(model: nn.Module, fixed: FixedArguments, tracer: Callable[[], Tracer]) -> Capture:
-    constants = dict(fixed.values)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # forward counts batches while it is traced
     modes = {name: module.training for name, module in model.named_modules()}
     try:
         model.train()
-        train = _trace(model, constants, train_tracer := tracer())
+        train = _trace(model, train_tracer := tracer())
         model.eval()
-        evaluation = _trace(model, constants, eval_tracer := tracer())
+        evaluation = _trace(model, eval_tracer := tracer())
     finally:
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -97,12 +94,17 @@ def _capture(model: nn.Module, fixed: FixedArguments, tracer: Callable[[], Trace
         train=evaluation if same else train,
         eval=evaluation,
         sized=isinstance(eval_tracer, SizedTracer),
-        fixed=replace(fixed, entries=eval_tracer.settings),
+        fixed=replace(
+            fixed,
+            values={name: x for name, x in fixed.values.items() if name != fixed.spread},
+            facts=train_tracer.facts | eval_tracer.facts,
+            spread_is_read=fixed.spread is not None and fixed.spread not in fixed.values,
+        ),
         norms=frozenset(train_tracer.opened_norms | eval_tracer.opened_norms),
     )
 
 
-def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _fixed_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> FixedArguments:
     signature = inspect.signature(model.forward)
     try:
         given = signature.bind(*args, **kwargs).arguments
@@ -111,31 +113,40 @@ def _constant_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
             f"{type(model).__name__}.forward{signature} cannot be called with {len(args)} positional inputs and "
             f"keywords {sorted(kwargs)}: {error}. Pass example_inputs as forward takes them"
         ) from None
-    loose = [name for name in given if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL]
-    if loose:
+    by_kind: dict[Any, list[str]] = {kind: [] for kind in inspect._ParameterKind}
+    for name, parameter in signature.parameters.items():
+        by_kind[parameter.kind].append(name)
+    loose, spread = by_kind[inspect.Parameter.VAR_POSITIONAL], by_kind[inspect.Parameter.VAR_KEYWORD]
+    if loose and loose[0] in given:
         raise CaptureError(
             f"{type(model).__name__}.forward takes any number of inputs as *{loose[0]}, and a graph has a number: "
             "wrap the model in a module whose forward names them, or use placement=modules"
         )
-    defaults = {
+    values = {
         name: parameter.default
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is not inspect.Parameter.empty
     }
-    return defaults | {name: value for name, value in given.items() if isinstance(value, bool | str | None)}
+    values |= {name: value for name, value in given.items() if isinstance(value, SETTINGS)}
+    values |= dict.fromkeys(loose, ()) | {name: {} for name in spread if name not in given}
+    return FixedArguments(
+        names=(*by_kind[inspect.Parameter.POSITIONAL_ONLY], *by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD]),
+        keywords=tuple(by_kind[inspect.Parameter.KEYWORD_ONLY]),
+        values=values,
+        spread=spread[0] if spread else None,
+    )
 
 
-def _trace(model: nn.Module, constants: dict[str, Any], tracer: Tracer) -> fx.Graph:
+def _trace(model: nn.Module, tracer: Tracer) -> fx.Graph:
     try:
         with tracer.factories():
-            graph = tracer.trace(model, concrete_args=constants or None)
+            graph = tracer.trace(model)
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError(_where(model, error)) from error
     _drop_identities(graph, model)
     _keep_tensors(graph, model)
-    _drop_constants(graph, constants)
     modules = dict(model.named_modules())
     _by_position(graph, modules)
     read_what_was_written(graph, modules)
@@ -168,18 +179,6 @@ def _keep_tensors(graph: fx.Graph, root: nn.Module) -> None:
 
 def _same(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-
-
-def _drop_constants(graph: fx.Graph, constants: Iterable[str]) -> None:
-    """Remove the placeholders of arguments that keep their default, and fx's checks of their values."""
-    suffixed = tuple(f"{c}_" for c in constants)
-    below = {n for n in graph.nodes if n.op == "placeholder" and f"{n.target}_".startswith(suffixed)}
-    for node in graph.nodes:
-        if node.op != "output" and below.intersection(node.all_input_nodes):
-            below.add(node)
-    for node in reversed(list(graph.nodes)):
-        if node in below and not node.users:
-            graph.erase_node(node)
 
 
 def _by_position(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:

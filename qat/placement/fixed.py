@@ -1,4 +1,4 @@
-"""Arguments of forward that a graph has at one value: defaults that the example left alone, and settings."""
+"""What a graph has at one value: arguments that the example left at their default, settings, what forward asked."""
 
 from __future__ import annotations
 
@@ -9,37 +9,93 @@ from typing import Any
 from torch import Tensor
 
 from qat.errors import CaptureError
+from qat.placement.containers import HAS, KEYS, LENGTH, Asked
+
+ABSENT = object()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FixedArguments:
     """Callers may give them or leave them out, as for the float model, but not change them.
 
     Attributes:
         names: of all arguments of forward that can be given by position, in order.
+        keywords: of those that cannot.
         values: of the fixed ones, by name.
-        entries: settings in dicts, lists and tuples; their values by name of the argument and keys.
+        facts: what forward asked of dicts, lists and tuples when it was traced.
+        spread: the name of its `**kwargs`, if it has them.
+        spread_is_read: whether the graph has them as an argument.
     """
 
     names: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
-    entries: Mapping[tuple[Any, ...], Any] = field(default_factory=dict)
+    facts: Mapping[Asked, Any] = field(default_factory=dict)
+    spread: str | None = None
+    spread_is_read: bool = False
 
-    def left(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call without the fixed ones.
+    @property
+    def empty(self) -> bool:
+        """Whether every call of forward is one of the graph."""
+        return not (self.values or self.facts or self.spread)
+
+    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, `**kwargs` as one; names that forward has not are left out."""
+        given = dict(zip(self.names, args, strict=False)) | dict(kwargs)
+        if self.spread is None:
+            return given
+        known = {*self.names, *self.keywords}
+        own = {name: value for name, value in given.items() if name in known}
+        return {**own, self.spread: {name: value for name, value in given.items() if name not in known}}
+
+    def checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name.
 
         Raises:
-            CaptureError: one of them has another value.
+            CaptureError: a fixed one has another value.
         """
-        given = dict(zip(self.names, args, strict=False)) | dict(kwargs)
+        given = self.bound(args, kwargs)
         for name in self.values.keys() & given.keys():
-            _require_same(name, given[name], self.values[name])
-        for (name, *keys), fixed in self.entries.items():
-            if name in given:
-                _require_same("".join((name, *(f"[{key!r}]" for key in keys))), _entry(given[name], keys), fixed)
+            _require_same(name, self.values[name], given[name])
+        for asked, fixed in self.facts.items():
+            if asked.path[0] in given:
+                _require_fact(asked, fixed, given[asked.path[0]])
+        return given
+
+    def left(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call without the fixed ones, as the graph takes them.
+
+        Raises:
+            CaptureError: a fixed one has another value.
+        """
+        self.checked(args, kwargs)
         kept = [x for name, x in zip(self.names, args, strict=False) if name not in self.values]
         named = {name: x for name, x in kwargs.items() if name not in self.values}
+        if self.spread is not None and not self.spread_is_read:
+            named = {name: x for name, x in named.items() if name in (*self.names, *self.keywords)}
         return (*kept, *args[len(self.names) :]), named
+
+
+def _require_fact(asked: Asked, fixed: Any, value: Any) -> None:
+    *inner, last = asked.path
+    spelled = _spelled(asked.path)
+    if asked.what == HAS:
+        holder = _entry(value, inner[1:])
+        has = isinstance(holder, Mapping) and last in holder
+        if has != fixed:
+            raise _refusal(spelled if fixed else f"no {spelled}", spelled if has else f"no {spelled}")
+        return
+    found = _entry(value, list(asked.path[1:]))
+    if asked.what == KEYS:
+        if not isinstance(found, Mapping) or set(found) != set(fixed):
+            given = ", ".join(map(repr, found)) if isinstance(found, Mapping) else _short(found)
+            raise _refusal(f"the keys {', '.join(map(repr, fixed))} in {spelled}", given)
+    elif asked.what == LENGTH:
+        length = len(found) if isinstance(found, list | tuple) else None
+        if length != fixed:
+            raise _refusal(f"{fixed} entries in {spelled}", _short(found) if length is None else str(length))
+    else:
+        _require_same(spelled, fixed, found)
 
 
 def _entry(value: Any, keys: list[Any]) -> Any:
@@ -47,18 +103,26 @@ def _entry(value: Any, keys: list[Any]) -> Any:
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):
-            return ...
+            return ABSENT
     return value
 
 
-def _require_same(name: str, value: Any, fixed: Any) -> None:
+def _require_same(name: str, fixed: Any, value: Any) -> None:
     comparable = type(value) is type(fixed) or (_is_number(value) and _is_number(fixed))  # 1 and 1.0, but not True
     if value is fixed or (comparable and not isinstance(value, Tensor) and bool(value == fixed)):
         return
-    raise CaptureError(
-        f"forward was captured with {name}={_short(fixed)} and is called with {name}={_short(value)}: settings are "
-        "fixed when a model is prepared. Prepare it with example inputs that say so, or use placement=modules"
+    raise _refusal(f"{name}={_short(fixed)}", f"no {name}" if value is ABSENT else f"{name}={_short(value)}")
+
+
+def _refusal(fixed: str, given: str) -> CaptureError:
+    return CaptureError(
+        f"forward was captured with {fixed} and is called with {given}: settings are fixed when a model is prepared. "
+        "Prepare it with example inputs that say so, or use placement=modules"
     )
+
+
+def _spelled(path: tuple[Any, ...]) -> str:
+    return "".join((str(path[0]), *(f"[{key!r}]" for key in path[1:])))
 
 
 def _is_number(value: Any) -> bool:
@@ -66,4 +130,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "nothing" if value is ABSENT else f"{value!r:.80}"

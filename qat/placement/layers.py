@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from qat.errors import CaptureError, ConfigError, PlacementError
 from qat.functional.affine import quantize
 from qat.functional.ranges import qparams
+from qat.inputs import anew
 from qat.layers.stored import storable
 from qat.placement.macs import EXAMPLES
 from qat.placement.overrides import Choice, apply_override
@@ -92,9 +94,9 @@ def called_layers(root: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> 
     handles = [m.register_forward_pre_hook(meet) for m in layers]
     handles += [m.register_forward_hook(record, with_kwargs=True) for m in layers]
     try:
-        root.eval()(*args)
+        root.eval()(*anew(args))
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else str(x) for x in args)
+        shapes = ", ".join(map(str, tree_map_only(Tensor, lambda x: tuple(x.shape), list(args))))
         raise CaptureError(
             f"{type(root).__name__} rejects example inputs of shape {shapes}: {error}. "
             "Pass example_inputs of a size that the model takes"
@@ -103,7 +105,7 @@ def called_layers(root: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> 
         for handle in handles:
             handle.remove()
     found = [Called(name=names[module], module=module, macs=count) for module, count in macs.items()]
-    return found, tuple(x.cpu() if isinstance(x, Tensor) else x for x in args)
+    return found, tree_map_only(Tensor, Tensor.cpu, args)
 
 
 def _macs(module: nn.Module, inputs: Any, output: Any) -> int:

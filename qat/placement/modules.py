@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from qat.errors import CaptureError, PlacementError
+from qat.inputs import anew
 from qat.layers import FakeQuantWeight, pruned
 from qat.layers.standalone import stand_alone
 from qat.layers.transformer import open_attention
@@ -117,7 +119,7 @@ def prepare_modules(
             *pruned.notes(root),
         ),
     )
-    examples = tuple(x.cpu() if isinstance(x, Tensor) else x for x in (*args, *kwargs.values()))
+    examples = tree_map_only(Tensor, Tensor.cpu, (*args, *kwargs.values()))
     about = {"plan": plan, "recipe": recipe, "target": target, "numerics": grids, "example_inputs": examples}
     return PreparedModules(root, **about)
 
@@ -131,9 +133,9 @@ def _macs_of_calls(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     training = root.training
     try:
         with torch.no_grad(), macs_of_calls(root.eval()) as seen:
-            root(*args, **kwargs)
+            root(*anew(args), **anew(dict(kwargs)))
     except Exception as error:
-        shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in (*args, *kwargs.values())]
+        shapes = tree_map_only(Tensor, lambda x: tuple(x.shape), [*args, *kwargs.values()])
         raise CaptureError(
             f"{type(root).__name__} rejects example inputs of shape {', '.join(map(str, shapes))}: {error}. "
             "Pass example_inputs of a size that the model takes"

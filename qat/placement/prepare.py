@@ -124,7 +124,7 @@ def prepare(
     choices = choose(recipe, target, captured.eval, modules, sites[id(captured.eval)])
     plan = describe(type(model).__name__, captured, modules, sites[id(captured.eval)], left, recipe, target, choices)
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    inputs = [given[str(n.target)] for n in captured.eval.nodes if n.op == "placeholder"]
+    inputs = [given[str(n.target).lstrip("*")] for n in captured.eval.nodes if n.op == "placeholder"]
     rewriter = Rewriter(root, modules, choices, [(g, sites[id(g)]) for g in graphs])
     rewriter.run()
     close_synced(root)

@@ -74,7 +74,7 @@ class PreparedModel(nn.Module):
         Raises:
             CaptureError: a setting has another value than the example's.
         """
-        if self.fixed_arguments.values or self.fixed_arguments.entries:
+        if not self.fixed_arguments.empty:
             args, kwargs = self.fixed_arguments.left(args, kwargs)
         if not self._forwards:
             self._compile()
@@ -112,7 +112,7 @@ class PreparedModel(nn.Module):
 
 def _require_free(root: nn.Module) -> None:
     """Raise for a layer or parameter at the root whose name a prepared model needs."""
-    own = set(inspect.signature(PreparedModel).parameters) | {"batchnorm_frozen"}
+    own = {*inspect.signature(PreparedModel).parameters, "batchnorm_frozen"} - {"root"}
     taken = sorted(own & {*root._modules, *root._parameters, *root._buffers})
     if taken:
         raise PlacementError(

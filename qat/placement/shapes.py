@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils import _pytree as pytree
 
 from qat.errors import CaptureError
+from qat.inputs import map_examples
 from qat.layers.attention import OpenAttention
 from qat.placement.fake import Shapes, methodcaller
 from qat.placement.macs import EXAMPLES, layer_macs, macs_inside
@@ -24,6 +25,13 @@ PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "mv": 0, "addmm": 1, "baddbmm": 1, "
 
 class _Propagate(fx.Interpreter):
     """On real tensors."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, given: Mapping[str, Any]) -> None:
+        super().__init__(root, graph=graph)
+        self.given = given
+
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.given[target.lstrip("*")]
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -49,8 +57,8 @@ class _Propagate(fx.Interpreter):
 class _PropagateShapes(_Propagate):
     """On tensors without data, which are kept as they are until their mode has ended."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: Shapes) -> None:
-        super().__init__(root, graph=graph)
+    def __init__(self, root: nn.Module, graph: fx.Graph, given: Mapping[str, Any], shapes: Shapes) -> None:
+        super().__init__(root, graph, given)
         self.shapes = shapes
 
     def kept(self, value: Any) -> Any:
@@ -86,14 +94,13 @@ def propagate_shapes(
         CaptureError: when the model rejects the example inputs, a wrong size say.
     """
     given = inspect.signature(root.forward).bind(*args, **kwargs).arguments
-    inputs = [given[str(n.target)] for n in graph.nodes if n.op == "placeholder" and str(n.target) in given]
     buffers = [(buffer, buffer.clone()) for buffer in root.buffers()]  # BatchNorm counts its batches for real
     try:
-        _run(root, graph, inputs, shapes or Shapes())
+        _run(root, graph, given, shapes or Shapes())
         if _unbatched(graph):
             raise ValueError  # named below
     except Exception as error:
-        sizes = pytree.tree_map_only(Tensor, lambda x: tuple(x.shape), inputs)
+        sizes = pytree.tree_map_only(Tensor, lambda x: tuple(x.shape), list(given.values()))
         reason = "attention needs a batch, [N, L, E]" if _unbatched(graph) else str(error).split("\n\n")[0].strip()
         raise CaptureError(
             f"{type(root).__name__} rejects example inputs of shape {', '.join(map(str, sizes))}: {reason}. "
@@ -117,13 +124,13 @@ def _is_of_attention(node: fx.Node) -> bool:
 
 
 @torch.no_grad()
-def _run(root: nn.Module, graph: fx.Graph, inputs: list[Any], shapes: Shapes) -> None:
+def _run(root: nn.Module, graph: fx.Graph, given: Mapping[str, Any], shapes: Shapes) -> None:
     try:
         with shapes.mode as mode:
-            _PropagateShapes(root, graph, shapes).run(*pytree.tree_map_only(Tensor, mode.from_tensor, inputs))
+            _PropagateShapes(root, graph, pytree.tree_map_only(Tensor, mode.from_tensor, dict(given)), shapes).run()
     except (DataDependentOutputException, DynamicOutputShapeException):  # a leaf module looks at values
         with torch.random.fork_rng():
-            _Propagate(root, graph=graph).run(*inputs)
+            _Propagate(root, graph, given).run()
         return
     for node in graph.nodes:
         node.meta["val"] = pytree.tree_map_only(Tensor, _shape_alone, node.meta["val"])
@@ -138,15 +145,12 @@ def two_examples(inputs: tuple[Any, ...], device: Any) -> tuple[Any, ...]:
 
     BatchNorm in training and an exported batch dimension need two examples; more would only take time.
     """
-    batch = next((x.shape[0] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), None)
 
     def two(x: Tensor) -> Tensor:
         x = x.detach().to(device)
-        if not x.ndim or x.shape[0] != batch:
-            return x  # no batch dimension
-        return torch.cat([x, x]) if batch == 1 else x[:2]
+        return torch.cat([x, x]) if len(x) == 1 else x[:2]
 
-    return pytree.tree_map_only(Tensor, two, inputs)
+    return map_examples(two, inputs, other=lambda x: x.detach().to(device))
 
 
 def macs_per_example(node: fx.Node, module: nn.Module | None) -> int:

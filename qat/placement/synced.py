@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qat.inputs import anew
 from qat.layers.adopt import adopt
 
 PLAIN = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by dimensions of the input
@@ -27,7 +28,7 @@ def open_synced(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     modes = {m: m.training for m in root.modules()}
     try:
         with torch.no_grad():
-            root.eval()(*args, **kwargs)
+            root.eval()(*anew(args), **anew(dict(kwargs)))
     except Exception:  # capturing says why, in words
         return
     finally:

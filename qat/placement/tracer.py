@@ -12,7 +12,6 @@ one also opens functions that are given weights, which `torch.fx.wrap` closes, s
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
@@ -25,15 +24,17 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from qat.errors import CaptureError
+from qat.inputs import entry_name, map_examples
 from qat.layers.attention import dot_product_attention
 from qat.layers.einsum import is_matrix_product, matrix_product
 from qat.layers.frozen import FrozenNorm2d
+from qat.placement.containers import Facts, opened
 from qat.placement.fake import Shapes, methodcaller
+from qat.placement.sites import NAMED
 
 WHOLE = frozenset({"StochasticDepth", "DropPath"})  # drop residual branches in training; nothing in evaluation
 FACTORIES = ("zeros", "ones", "empty", "full", "arange", "rand", "randn")  # torch.*: take sizes, but no tensor
 BATCH = 10007  # examples; a prime: sizes and counts that depend on the batch are its multiples, and stay in the graph
-OPENED = (dict, OrderedDict, list, tuple)  # exactly these: others may have attributes and methods of their own
 NUMBERS = (bool, int, float, str, torch.dtype, torch.layout)
 
 
@@ -42,14 +43,20 @@ class Tracer(fx.Tracer):
 
     Args:
         leaf_modules: classes to keep whole.
-        inputs: examples by name of placeholder; forward sees a dict, list or tuple as one, with proxies in it.
+        inputs: examples by name of argument; forward sees a dict, list or tuple as one, with proxies in it.
+        constants: values of arguments that are none of the graph.
     """
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...], inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        leaf_modules: tuple[type[nn.Module], ...],
+        inputs: Mapping[str, Any],
+        constants: Mapping[str, Any],
+    ) -> None:
         super().__init__()
-        self.leaf_modules, self.examples = leaf_modules, inputs
-        self.opened_inputs: list[fx.Node] = []  # entries of dicts, lists and tuples, read or not
-        self.settings: dict[tuple[Any, ...], Any] = {}  # entries that the graph has at one value; by argument and keys
+        self.leaf_modules, self.examples, self.constants = leaf_modules, inputs, constants
+        self.entries: list[fx.Node] = []  # of dicts, lists and tuples, read or not
+        self.facts: Facts = {}  # what forward asked of them
         self.opened_norms: set[str] = set()  # paths of BatchNorms with a forward of their own, recorded as plain ones
         self.names: dict[int, str] = {}  # of parameters and buffers, by identity
 
@@ -57,36 +64,29 @@ class Tracer(fx.Tracer):
         """The graph of `root`'s forward."""
         self.names = {id(x): name for name, x in [*root.named_buffers(), *root.named_parameters()]}
         graph = super().trace(root, concrete_args)
-        for entry in reversed(self.opened_inputs):
+        for entry in reversed(self.entries):
             if not entry.users:
                 graph.erase_node(entry)
         return graph
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward and its arguments: proxies, and containers of proxies."""
-        forward, proxies = super().create_args_for_root(*args, **kwargs)
-        return forward, [self._opened_input(p) if isinstance(p, fx.Proxy) else p for p in proxies]
+        """Forward and its arguments as it sees them: proxies, containers of proxies, and constants."""
+        forward, given = super().create_args_for_root(*args, **kwargs)
+        return forward, [self._argument(x) if isinstance(x, fx.Proxy) else x for x in given]
 
-    def _opened_input(self, proxy: fx.Proxy) -> Any:
-        name = str(proxy.node.target)
-        return self._opened(proxy, self.examples.get(name), (name,))
+    def _argument(self, proxy: fx.Proxy) -> Any:
+        name = str(proxy.node.target).lstrip("*")
+        if name in self.constants:
+            self.graph.erase_node(proxy.node)
+            return self.constants[name]
+        return opened(proxy, self.examples.get(name), (name,), self.entry, self.facts)
 
-    def _opened(self, value: Any, example: Any, path: tuple[Any, ...]) -> Any:
-        """A container like `example`, whose entries are read from `value`; a bool or None in it is fixed."""
-        if type(example) not in OPENED:
-            return value
-
-        def entry(key: Any, like: Any) -> Any:
-            read = like if like is None or isinstance(like, bool) else value[key]
-            if isinstance(read, fx.Proxy):
-                self.opened_inputs.append(read.node)
-                return self._opened(read, like, (*path, key))
-            self.settings[*path, key] = read
-            return read
-
-        if isinstance(example, dict):
-            return type(example)((key, entry(key, like)) for key, like in example.items())
-        return type(example)(entry(i, like) for i, like in enumerate(example))
+    def entry(self, container: fx.Proxy, key: Any, name: str) -> fx.Proxy:
+        """A proxy of a container's entry; its value stays open, also where it is a number."""
+        proxy = Tracer.create_proxy(self, "call_function", operator.getitem, (container, key), {})
+        proxy.node.meta[NAMED] = entry_name(name)
+        self.entries.append(proxy.node)
+        return proxy
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Record the reading of a parameter, found by identity: fx looks through all of them every time."""
@@ -125,6 +125,8 @@ class Tracer(fx.Tracer):
         Raises:
             CaptureError: a function that is given weights, which the sized tracer opens.
         """
+        if kind == "placeholder" and target in self.constants:
+            args = ()  # a default of any class, which no graph could hold
         if kind == "call_function" and takes_weights(target, args, kwargs):
             raise CaptureError(f"{target.__name__} is given weights; only a tracer that knows sizes can open it")
         if kind == "call_function" and target is F.scaled_dot_product_attention:
@@ -185,8 +187,8 @@ class SizedTracer(Tracer):
 
     Args:
         leaf_modules: classes to keep whole.
-        constants: arguments that are fixed at a value, for which fx numbers the placeholders.
-        inputs: by name of placeholder; those whose first dimension is as long as the first tensor's have a batch.
+        inputs: examples by name of argument.
+        constants: values of arguments that are none of the graph.
         shapes: what is known from another trace of the model.
     """
 
@@ -194,21 +196,17 @@ class SizedTracer(Tracer):
         self,
         leaf_modules: tuple[type[nn.Module], ...],
         inputs: Mapping[str, Any],
-        constants: Mapping[str, Any] | None = None,
+        constants: Mapping[str, Any],
         shapes: Shapes | None = None,
     ) -> None:
-        super().__init__(leaf_modules, inputs)
-        self.constants = dict(constants or {})
+        super().__init__(leaf_modules, inputs, constants)
         self.shapes = shapes or Shapes()
         self.mode = self.shapes.mode
-        batch = next((len(x) for x in pytree.tree_leaves(dict(inputs)) if isinstance(x, Tensor) and x.ndim), None)
-        self.inputs = pytree.tree_map_only(Tensor, lambda x: self._fake(x, batch), dict(inputs))
-        self.running = False  # an operator computes its value: nothing is recorded
-
-    def _fake(self, value: Tensor, batch: int | None) -> Tensor:
-        has_batch = value.ndim > 0 and len(value) == batch
         with self.mode:
-            return value.new_empty((BATCH, *value.shape[1:]) if has_batch else value.shape)
+            self.inputs = map_examples(
+                lambda x: x.new_empty((BATCH, *x.shape[1:])), dict(inputs), other=lambda x: x.new_empty(x.shape)
+            )
+        self.running = False  # an operator computes its value: nothing is recorded
 
     def proxy(self, node: fx.Node) -> SizedProxy:
         """A proxy that knows its value."""
@@ -235,6 +233,12 @@ class SizedTracer(Tracer):
         finally:
             for name, function in own.items():
                 setattr(torch, name, function)
+
+    def entry(self, container: fx.Proxy, key: Any, name: str) -> fx.Proxy:
+        """A proxy of a container's entry."""
+        proxy = super().entry(container, key, name)
+        self._value(proxy.node)
+        return proxy
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Record the call of a leaf, or trace through."""
@@ -271,9 +275,7 @@ class SizedTracer(Tracer):
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            name = str(node.target)
-            fixed = (value for key, value in self.constants.items() if name.startswith(f"{key}_"))
-            return self.inputs[name] if name in self.inputs else next(fixed, None)
+            return self.inputs.get(str(node.target).lstrip("*"))
         if node.op == "get_attr":
             return self.mode.from_tensor(operator.attrgetter(str(node.target))(self.root))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)

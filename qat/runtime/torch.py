@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from qat.artifact import Artifact
@@ -39,7 +40,11 @@ class TorchRuntime(Runtime):
         except Exception as error:
             raise ArtifactError(f"torch {torch.__version__} refuses {artifact.path.name}: {error}") from error
         self.metadata = json.loads(extra[METADATA] or "{}")
-        self.inputs = tuple(program.graph_signature.user_inputs)
+        self.inputs = tuple(
+            s.arg.name
+            for s in program.graph_signature.input_specs
+            if s.kind is InputKind.USER_INPUT and isinstance(s.arg, TensorArgument)
+        )
 
     @torch.no_grad()
     def __call__(self, *x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ from qat.convert import convert
 from qat.errors import ConfigError, ExportError
 from qat.export import WRITERS
 from qat.export import export as export_model
-from qat.export.flat import flat_inputs
-from qat.inputs import CONTAINERS, Inputs, first_output
+from qat.inputs import Inputs, first_output
 from qat.parity import ParityReport
 from qat.placement import PreparedModel
+from qat.placement.flat import flat_inputs
 from qat.placement.prepared import device_of
 from qat.runtime import load, require_installed
 from qat.target import Target
@@ -158,11 +158,10 @@ def _top1(network: PreparedModel, examples: Iterator[Any]) -> dict[str, str]:
 
 def _batch(network: PreparedModel) -> list[Tensor] | None:
     """The example inputs, if all of them are tensors with an example in each row."""
-    inputs: Sequence[Any] = network.example_inputs
-    if any(isinstance(x, CONTAINERS) for x in inputs):
-        inputs = [one.example for one in flat_inputs(network.graphs[False], network.example_inputs)]
+    flat = flat_inputs(network.graphs[False], network.example_inputs)
+    inputs = [one.example for one in flat if isinstance(one.example, Tensor)] or list(network.example_inputs)
     batched = all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs) and len({len(x) for x in inputs}) == 1
-    return list(inputs) if batched else None
+    return inputs if batched else None
 
 
 def require_writable(path: Path) -> None:

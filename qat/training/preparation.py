@@ -25,8 +25,8 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from qat.artifact import fingerprint
 from qat.errors import ConfigError
-from qat.export.flat import flat_inputs
 from qat.placement import PreparedModel, prepare
+from qat.placement.flat import flat_inputs
 from qat.recipe import QuantRecipe
 from qat.target import Target
 from qat.training.batches import looking_ahead, stage_loader, training_loader

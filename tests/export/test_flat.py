@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import UserDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import qat
-from qat.errors import ConfigError
+from qat.errors import ConfigError, DataError
+from qat.inputs import Inputs
 
 IMAGE, META, LABELS = torch.randn(6, 1, 8, 8), torch.randn(6, 3), torch.arange(6) % 4
 
@@ -56,6 +56,28 @@ class Mixed(Net):
         return self.classify(batch["the image"], meta)
 
 
+class Keywords(Net):
+    def forward(self, image: Tensor, **more: Tensor) -> Tensor:
+        return self.classify(image, more["meta"])
+
+
+class Two(Net):
+    """What both dicts have, each is read for once."""
+
+    def forward(self, a: dict[str, Tensor], b: dict[str, Tensor], meta: Tensor | None = None) -> Tensor:
+        return self.classify(a["image"], b["meta"] + b["image"].mean((1, 2, 3))[:, None])
+
+
+class Scaled(Net):
+    def forward(self, image: Tensor, factor: float = 1.0, meta: Any = None, size: Any = (1, 2)) -> Tensor:
+        return self.classify(image * factor, meta) * size[1]
+
+
+class Numbers(Net):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return self.classify(batch["image"] * batch["factor"], batch["meta"][: batch["count"]])
+
+
 class Sized(Net):
     """Whose sizes decide, so that the other tracer is needed."""
 
@@ -73,13 +95,19 @@ CASES = [
     pytest.param(Dict, (), {"batch": DICT}, ("meta", "image"), id="by keyword"),
     pytest.param(Pair, ((IMAGE, META),), {}, ("pair_0", "pair_1"), id="tuple"),
     pytest.param(Pair, ([IMAGE, META],), {}, ("pair_0", "pair_1"), id="list"),
-    pytest.param(Last, (), {"xs": [IMAGE, LABELS, META]}, ("xs_0", "xs_1", "xs_2"), id="list by keyword"),
+    pytest.param(Last, (), {"xs": [IMAGE, LABELS, META]}, ("xs_0", "xs_2"), id="list by keyword"),
     pytest.param(Mixed, ({"the image": IMAGE}, META), {}, ("meta", "the_image"), id="beside a tensor"),
+    pytest.param(Keywords, (IMAGE,), {"meta": META}, ("image", "meta"), id="any keywords"),
+    pytest.param(Two, (DICT, DICT), {}, ("a_image", "meta", "b_image"), id="keys of both"),
+    pytest.param(Two, (DICT, DICT, None), {}, ("a_image", "meta", "b_image"), id="keys of both, a setting"),
+    pytest.param(Scaled, (IMAGE, 1.0, META), {}, ("image", "meta"), id="a number by position"),
+    pytest.param(Scaled, (IMAGE, 1.0, META, (1, 2)), {}, ("image", "meta"), id="a tuple by position"),
+    pytest.param(Numbers, ({**DICT, "factor": 0.5, "count": 9},), {}, ("image", "meta"), id="numbers"),
 ]
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return (args, LABELS) if args else (kwargs, LABELS)
+    return (Inputs(args, kwargs), LABELS)
 
 
 @pytest.mark.runtime
@@ -93,7 +121,8 @@ def test_one_tensor_for_each_entry(
     batches = [batch_of(args, kwargs)]
     qat.calibrate(prepared, batches)
     integer = qat.convert(prepared)
-    torch.testing.assert_close(integer(*args, **kwargs), prepared(*args, **kwargs), atol=0.05, rtol=0)  # a step or two
+    left, named = prepared.fixed_arguments.left(args, kwargs)
+    torch.testing.assert_close(integer(*left, **named), prepared(*args, **kwargs), atol=0.05, rtol=0)  # a step or two
     artifact = qat.export(integer, tmp_path / "model.onnx")
     assert set(artifact.inputs) == set(names)
     report = qat.verify(prepared, artifact, batches, float_model=network, layerwise=True)
@@ -120,11 +149,6 @@ def test_in_other_runtimes(suffix: str, target: str, tmp_path: Path) -> None:
     assert qat.verify(prepared, artifact, batches).passed
 
 
-class Whole(Net):
-    def forward(self, batch: UserDict[str, Tensor]) -> Tensor:
-        return self.classify(*batch.values())
-
-
 class Named(NamedTuple):
     image: Tensor
     meta: Tensor
@@ -140,17 +164,11 @@ class Nested(Net):
         return self.classify(batch["image"], batch["more"]["meta"])
 
 
-class Twice(Net):
-    def forward(self, batch: dict[str, Tensor], meta: Tensor) -> Tensor:
-        return self.classify(batch["image"], batch["meta"] + meta)
-
-
 @pytest.mark.parametrize(
     ("model", "args", "match"),
     [
         (Attributes, (Named(IMAGE, META),), "takes a Named as one input and does more with it than read its entries"),
         (Nested, ({"image": IMAGE, "more": {"meta": META}},), "takes a dict as one input with another container in it"),
-        (Twice, (DICT, META), "takes a dict as one input and has two inputs 'meta'"),
     ],
 )
 def test_what_cannot_be_opened(model: type[Net], args: tuple[Any, ...], match: str, tmp_path: Path) -> None:
@@ -167,3 +185,20 @@ def test_without_a_graph(tmp_path: Path) -> None:
     qat.calibrate(prepared, [((DICT,), LABELS)])
     with pytest.raises(ConfigError, match="takes a dict as one input and has no graph in which it could be opened"):
         qat.export(qat.convert(prepared), tmp_path / "model.onnx")
+
+
+def test_a_dict_that_is_given_by_keyword() -> None:
+    prepared = qat.prepare(Dict().eval(), (DICT,))
+    with pytest.raises(DataError, match=r"unexpected keyword argument 'label'.*comes as \(\(\{'image': x\},"):
+        qat.calibrate(prepared, [(DICT, LABELS)])
+
+
+def test_ranges_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Dict().eval()
+    one = qat.prepare(network, ({"image": IMAGE, "meta": 9 * META},))
+    qat.calibrate(one, [(({"image": IMAGE, "meta": 9 * META},), LABELS)])
+    other = qat.prepare(network, (DICT,))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one(DICT), other(DICT))
+    assert {"batch_image_quantizer", "batch_meta_quantizer"} <= dict(one.named_modules()).keys()

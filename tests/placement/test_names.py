@@ -54,3 +54,12 @@ def test_names_of_a_prepared_model(name: str, placement: str) -> None:
     model = Named(**{name: nn.Conv2d(1, 8, 3)}).eval()
     with pytest.raises(PlacementError, match=rf"Named\.{name} bears the name of an attribute of the prepared model"):
         qat.prepare(model, torch.randn(2, 1, 8, 8), placement=placement)
+
+
+def test_names_that_are_free() -> None:
+    x = torch.randn(4, 1, 8, 8)
+    layers = {"root": nn.Conv2d(1, 8, 3), "code": nn.GELU(), "code_": nn.ELU(3.0), "meta": nn.Conv2d(8, 8, 1)}
+    prepared = qat.prepare(Named(**layers, meta_=nn.Conv2d(8, 8, 1)).eval(), x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    torch.testing.assert_close(integer(x), prepared(x), atol=0.05, rtol=0)  # a step or two

@@ -110,7 +110,7 @@ def test_factories_are_as_before_after_a_trace_that_fails():
         def forward(self, x: Tensor) -> Tensor:
             raise ValueError("no")
 
-    tracer = SizedTracer((), {"x": torch.zeros(2, 3)})
+    tracer = SizedTracer((), {"x": torch.zeros(2, 3)}, {})
     with pytest.raises(ValueError, match="no"), tracer.factories():
         tracer.trace(Fails())
     assert torch.zeros is before
