@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from qat.errors import DataError
 
 CONTAINERS = (Mapping, list, tuple)  # of several tensors, taken as one input
+ANY = -1  # number of examples
 SETTINGS = (bool, str, type(None))  # forward branches on them: fixed in a graph, and no inputs of a file
 
 
@@ -100,31 +101,37 @@ def anew(arguments: Any) -> Any:
 def map_examples(function: Callable[[Tensor], Any], arguments: Any, *, other: Callable[[Tensor], Any]) -> Any:
     """`function` of the tensors with the examples of a batch in front, `other` of the rest.
 
-    There are as many examples as the first tensor is long. Entries of a list or tuple count where an image batch,
-    `[N, C, H, W]`, or tensors of several ranks are among them; `[C, H, W]` alone are single images.
+    There are as many examples as the first tensor is long; those in lists and tuples come last. Entries of these count
+    where an image batch, `[N, C, H, W]`, or tensors of several ranks are among them, or where all have that length;
+    `[C, H, W]` alone are single images.
 
     Args:
         function: of a tensor `[N, ...]`.
         arguments: a tuple, or a dict by name, of tensors, nested dicts, lists and tuples; made anew.
         other: of a tensor without N.
     """
-    batched = {id(x): len(x) for x in _batched(arguments.values() if isinstance(arguments, Mapping) else arguments)}
-    examples = next(iter(batched.values()), None)
-    return tree_map_only(
-        Tensor, lambda x: (function if id(x) in batched and len(x) == examples else other)(x), arguments
-    )
+    values = list(arguments.values() if isinstance(arguments, Mapping) else arguments)
+    examples = next((len(x) for x in [*_batched(values, None), *_batched(values, ANY)]), None)
+    batched = {id(x) for x in _batched(values, examples) if len(x) == examples}
+
+    def change(x: Tensor) -> Any:
+        return function(x) if id(x) in batched else other(x)
+
+    return tree_map_only(Tensor, change, arguments)
 
 
-def _batched(values: Iterable[Any]) -> Iterator[Tensor]:
+def _batched(values: Iterable[Any], examples: int | None) -> Iterator[Tensor]:
+    """Tensors that may have examples in front; of lists and tuples with `ANY`, or where all are `examples` long."""
     for value in values:
         if isinstance(value, Tensor) and value.ndim:
             yield value
         elif isinstance(value, Mapping):
-            yield from _batched(value.values())
-        elif isinstance(value, list | tuple):
-            ranks = {x.ndim for x in tree_leaves(value) if isinstance(x, Tensor)}
-            if len(ranks) > 1 or max(ranks, default=0) >= 4:
-                yield from _batched(value)
+            yield from _batched(value.values(), examples)
+        elif isinstance(value, list | tuple) and examples is not None:
+            tensors = [x for x in tree_leaves(value) if isinstance(x, Tensor) and x.ndim]
+            ranks = {x.ndim for x in tensors}
+            if len(ranks) > 1 or max(ranks, default=0) >= 4 or {len(x) for x in tensors} == {examples}:
+                yield from _batched(value, examples)
 
 
 def first_output(result: Any) -> Tensor:

@@ -97,7 +97,7 @@ def _capture(model: nn.Module, fixed: FixedArguments, tracer: Callable[[], Trace
         fixed=replace(
             fixed,
             values={name: x for name, x in fixed.values.items() if name != fixed.spread},
-            facts=train_tracer.facts | eval_tracer.facts,
+            facts={True: train_tracer.facts, False: eval_tracer.facts},
             spread_is_read=fixed.spread is not None and fixed.spread not in fixed.values,
         ),
         norms=frozenset(train_tracer.opened_norms | eval_tracer.opened_norms),

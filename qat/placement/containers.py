@@ -1,36 +1,47 @@
 """Dicts, lists and tuples as one input of forward, while it is traced: what forward sees, and what that fixes.
 
 Entries are read from the input in the order in which forward asks for them. What a trace cannot leave open is noted as
-a fact, which a later call of the graph has to meet: a setting that was read, a key that was asked for, all keys where
-forward went over them, the length of a list.
+a fact, which a later call of the graph has to meet: a setting that was read, a key that was asked for, no other keys
+where forward went over them, the number of entries. An entry that forward took and did not use may be missing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
+from enum import StrEnum, auto
 from typing import Any, NamedTuple
+
+from torch import fx
 
 from qat.inputs import SETTINGS
 
 OPENED = (dict, OrderedDict, list, tuple)  # exactly these: others may have attributes and methods of their own
-VALUE, HAS, KEYS, LENGTH = "value", "has", "keys", "length"
+
+
+class What(StrEnum):
+    """Kinds of facts: the value of a setting, whether a key is there, all keys there may be, the number of entries."""
+
+    VALUE = auto()
+    HAS = auto()
+    KEYS = auto()
+    LENGTH = auto()
 
 
 class Asked(NamedTuple):
     """What was asked of an input.
 
     Attributes:
-        what: the value of a setting, whether a key is there, all keys, or the length.
+        what: kind of the fact.
         path: the argument's name, and keys or positions from there.
     """
 
-    what: str
+    what: What
     path: tuple[Any, ...]
 
 
 Facts = dict[Asked, Any]
-Read = Callable[[Any, Any, str], Any]  # from a container, the entry of a key, under a name
+Read = Callable[[Any, tuple[Any, ...], Any], Any]  # of a container's proxy, path and example of an entry: its proxy
 
 
 def opened(value: Any, example: Any, path: tuple[Any, ...], read: Read, facts: Facts) -> Any:
@@ -43,24 +54,25 @@ def opened(value: Any, example: Any, path: tuple[Any, ...], read: Read, facts: F
         read: makes a proxy of an entry.
         facts: are noted here.
     """
-    if type(example) not in OPENED:
+    if type(example) not in OPENED or _is_text(example):
         return value
 
     def entry(key: Any) -> Any:
         like, here = example[key], (*path, key)
         if isinstance(like, SETTINGS):
-            facts[Asked(VALUE, here)] = like
+            facts[Asked(What.VALUE, here)] = like
             return like
-        return opened(read(value, key, "_".join(map(str, here))), like, here, read, facts)
+        return opened(read(value, here, like), like, here, read, facts)
 
     if isinstance(example, dict):
         return OpenedDict(example, path, entry, facts)
-    facts[Asked(LENGTH, path)] = len(example)
-    # text in a list is mostly a name of each example, which nobody reads: it is no setting
-    return type(example)(
-        read(value, i, "_".join(map(str, (*path, i)))) if isinstance(like, str) else entry(i)
-        for i, like in enumerate(example)
-    )
+    facts[Asked(What.LENGTH, path)] = len(example)
+    return type(example)(entry(i) for i in range(len(example)))
+
+
+def _is_text(example: Any) -> bool:
+    """A list of names, as loaders make of each example's, which mostly nobody reads."""
+    return isinstance(example, list | tuple) and bool(example) and all(isinstance(x, str) for x in example)
 
 
 class OpenedDict(MutableMapping[Any, Any], dict[Any, Any]):  # type: ignore[misc, metaclass]  # a dict for isinstance
@@ -75,12 +87,15 @@ class OpenedDict(MutableMapping[Any, Any], dict[Any, Any]):  # type: ignore[misc
 
     def __contains__(self, key: object) -> bool:
         if key not in self._own:
-            self._facts[Asked(HAS, (*self._path, key))] = key in self._keys
+            self._facts[Asked(What.HAS, (*self._path, key))] = key in self._keys
         return key in self._now
 
     def __getitem__(self, key: Any) -> Any:
-        if key in self and key not in self._own:
-            self[key] = self._read(key)
+        if key not in self._own:
+            if key in self._keys:
+                self[key] = self._read(key)
+            else:
+                self._facts[Asked(What.HAS, (*self._path, key))] = False
         return self._now[key]
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -94,20 +109,48 @@ class OpenedDict(MutableMapping[Any, Any], dict[Any, Any]):  # type: ignore[misc
             del self._now[key]
 
     def __iter__(self) -> Iterator[Any]:
-        self._facts[Asked(KEYS, self._path)] = self._keys
+        self._facts[Asked(What.KEYS, self._path)] = self._keys
         return iter(self._now)
 
     def __reversed__(self) -> Iterator[Any]:
         return reversed(list(self))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        self._facts[Asked(What.LENGTH, self._path)] = len(self._keys)
+        return len(self._now)
 
     def __or__(self, other: Any) -> Any:
         return dict(self) | other
 
     def __ror__(self, other: Any) -> Any:
         return other | dict(self)
+
+    def __ior__(self, other: Any) -> Any:
+        for key, value in dict(other).items():
+            self[key] = value
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return len(self) >= 0 and dict(self) == other  # asked for its length as well
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __copy__(self) -> dict[Any, Any]:
+        return dict(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise fx.proxy.TraceError("copy.deepcopy of an input")
+
+    def popitem(self) -> tuple[Any, Any]:
+        """The last entry, taken out."""
+        keys = list(self)
+        if not keys:
+            raise KeyError("popitem(): dictionary is empty")
+        key = keys[-1]
+        value = self[key]
+        del self[key]
+        return key, value
 
     def copy(self) -> dict[Any, Any]:
         """A dict of all entries."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any
 
 from torch import Tensor
 
 from qat.errors import CaptureError
-from qat.placement.containers import HAS, KEYS, LENGTH, Asked
+from qat.inputs import CONTAINERS
+from qat.placement.containers import Asked, What
 
 ABSENT = object()
 
@@ -22,7 +24,7 @@ class FixedArguments:
         names: of all arguments of forward that can be given by position, in order.
         keywords: of those that cannot.
         values: of the fixed ones, by name.
-        facts: what forward asked of dicts, lists and tuples when it was traced.
+        facts: what forward asked of its inputs when it was traced, by training mode.
         spread: the name of its `**kwargs`, if it has them.
         spread_is_read: whether the graph has them as an argument.
     """
@@ -30,17 +32,17 @@ class FixedArguments:
     names: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[Asked, Any] = field(default_factory=dict)
+    facts: Mapping[bool, Mapping[Asked, Any]] = field(default_factory=dict)
     spread: str | None = None
     spread_is_read: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether every call of forward is one of the graph."""
-        return not (self.values or self.facts or self.spread)
+        return not (self.values or any(self.facts.values()) or self.spread)
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by name, `**kwargs` as one; names that forward has not are left out."""
+        """The arguments of a call by name, `**kwargs` as one."""
         given = dict(zip(self.names, args, strict=False)) | dict(kwargs)
         if self.spread is None:
             return given
@@ -48,50 +50,57 @@ class FixedArguments:
         own = {name: value for name, value in given.items() if name in known}
         return {**own, self.spread: {name: value for name, value in given.items() if name not in known}}
 
-    def checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
         """The arguments of a call by name.
 
         Raises:
             CaptureError: a fixed one has another value.
         """
+        if len(args) > len(self.names) and not self.empty:
+            raise _refusal(f"at most {len(self.names)} inputs by position", str(len(args)))
         given = self.bound(args, kwargs)
         for name in self.values.keys() & given.keys():
             _require_same(name, self.values[name], given[name])
-        for asked, fixed in self.facts.items():
+        for asked, fixed in self.facts.get(training, {}).items():
             if asked.path[0] in given:
                 _require_fact(asked, fixed, given[asked.path[0]])
         return given
 
-    def left(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def left(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool = False
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call without the fixed ones, as the graph takes them.
 
         Raises:
             CaptureError: a fixed one has another value.
         """
-        self.checked(args, kwargs)
+        if self.empty:
+            return args, dict(kwargs)
+        self.checked(args, kwargs, training)
         kept = [x for name, x in zip(self.names, args, strict=False) if name not in self.values]
         named = {name: x for name, x in kwargs.items() if name not in self.values}
         if self.spread is not None and not self.spread_is_read:
             named = {name: x for name, x in named.items() if name in (*self.names, *self.keywords)}
-        return (*kept, *args[len(self.names) :]), named
+        return tuple(kept), named
 
 
 def _require_fact(asked: Asked, fixed: Any, value: Any) -> None:
     *inner, last = asked.path
     spelled = _spelled(asked.path)
-    if asked.what == HAS:
+    if asked.what is What.HAS:
         holder = _entry(value, inner[1:])
-        has = isinstance(holder, Mapping) and last in holder
+        keys = range(len(holder)) if isinstance(holder, list | tuple) else holder
+        has = isinstance(holder, CONTAINERS) and last in keys
         if has != fixed:
             raise _refusal(spelled if fixed else f"no {spelled}", spelled if has else f"no {spelled}")
         return
     found = _entry(value, list(asked.path[1:]))
-    if asked.what == KEYS:
-        if not isinstance(found, Mapping) or set(found) != set(fixed):
+    if asked.what is What.KEYS:
+        if not isinstance(found, Mapping) or not set(found) <= set(fixed):
             given = ", ".join(map(repr, found)) if isinstance(found, Mapping) else _short(found)
-            raise _refusal(f"the keys {', '.join(map(repr, fixed))} in {spelled}", given)
-    elif asked.what == LENGTH:
-        length = len(found) if isinstance(found, list | tuple) else None
+            raise _refusal(f"the keys {', '.join(map(repr, fixed)) or 'none'} in {spelled}", given)
+    elif asked.what is What.LENGTH:
+        length = len(found) if isinstance(found, CONTAINERS) else None
         if length != fixed:
             raise _refusal(f"{fixed} entries in {spelled}", _short(found) if length is None else str(length))
     else:
@@ -108,10 +117,22 @@ def _entry(value: Any, keys: list[Any]) -> Any:
 
 
 def _require_same(name: str, fixed: Any, value: Any) -> None:
-    comparable = type(value) is type(fixed) or (_is_number(value) and _is_number(fixed))  # 1 and 1.0, but not True
-    if value is fixed or (comparable and not isinstance(value, Tensor) and bool(value == fixed)):
-        return
-    raise _refusal(f"{name}={_short(fixed)}", f"no {name}" if value is ABSENT else f"{name}={_short(value)}")
+    if not _equal(value, fixed):
+        raise _refusal(f"{name}={_short(fixed)}", f"no {name}" if value is ABSENT else f"{name}={_short(value)}")
+
+
+def _equal(value: Any, fixed: Any) -> bool:
+    if value is fixed:
+        return True
+    if isinstance(value, list | tuple) and isinstance(fixed, list | tuple):  # torch.Size for a tuple
+        return len(value) == len(fixed) and all(map(_equal, value, fixed))
+    numbers = all(isinstance(x, Number) and not isinstance(x, bool) for x in (value, fixed))  # 1 and 1.0, but not True
+    if isinstance(value, Tensor) or (type(value) is not type(fixed) and not numbers):
+        return False
+    try:
+        return bool(value == fixed)
+    except Exception:  # arrays, whose comparison is no answer
+        return False
 
 
 def _refusal(fixed: str, given: str) -> CaptureError:
@@ -123,10 +144,6 @@ def _refusal(fixed: str, given: str) -> CaptureError:
 
 def _spelled(path: tuple[Any, ...]) -> str:
     return "".join((str(path[0]), *(f"[{key!r}]" for key in path[1:])))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,9 @@ A file has the entries that forward reads, in the order in which it does.
 
 from __future__ import annotations
 
+import itertools
 import operator
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +72,12 @@ def flat_inputs(graph: fx.Graph, inputs: Sequence[Any], owner: str = "forward") 
     for i, one in enumerate(found):
         if counts[one.name] > 1 and len(one.path) > 1:
             found[i] = replace(one, name=entry_name("_".join(map(str, one.path))))
+    taken = {"self"}
+    for i, one in enumerate(found):
+        spelled = re.sub(r"[^a-zA-Z0-9]", "_", one.name).lower()  # as torch.export does
+        names = (spelled if n == 0 else f"{spelled}_{n}" for n in itertools.count())
+        found[i] = replace(one, name=next(name for name in names if name not in taken))
+        taken.add(found[i].name)
     return found
 
 
@@ -88,14 +96,14 @@ def feed(prepared: PreparedModel, inputs: Inputs, names: Sequence[str]) -> list[
     found = []
     for name in names:
         value: Any = given
-        for key in paths[name]:
-            try:
+        try:
+            for key in paths[name]:
                 value = value[key]
-            except (KeyError, IndexError, TypeError) as error:
-                raise DataError(
-                    f"the artefact takes {', '.join(names)}, and the batch has no {name!r}; several inputs come as "
-                    "((a, b), labels) or ({'a': a, 'b': b}, labels)"
-                ) from error
+        except (KeyError, IndexError, TypeError) as error:
+            raise DataError(
+                f"the artefact takes {', '.join(names)}, and the batch has no {name!r}; several inputs come as "
+                "((a, b), labels) or ({'a': a, 'b': b}, labels)"
+            ) from error
         found.append(value)
     return found
 

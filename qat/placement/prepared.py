@@ -75,7 +75,7 @@ class PreparedModel(nn.Module):
             CaptureError: a setting has another value than the example's.
         """
         if not self.fixed_arguments.empty:
-            args, kwargs = self.fixed_arguments.left(args, kwargs)
+            args, kwargs = self.fixed_arguments.left(args, kwargs, self.training)
         if not self._forwards:
             self._compile()
         return self._forwards[self.training](self, *args, **kwargs)

@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,7 +28,7 @@ from qat.inputs import entry_name, map_examples
 from qat.layers.attention import dot_product_attention
 from qat.layers.einsum import is_matrix_product, matrix_product
 from qat.layers.frozen import FrozenNorm2d
-from qat.placement.containers import Facts, opened
+from qat.placement.containers import Asked, Facts, What, opened
 from qat.placement.fake import Shapes, methodcaller
 from qat.placement.sites import NAMED
 
@@ -55,8 +55,9 @@ class Tracer(fx.Tracer):
     ) -> None:
         super().__init__()
         self.leaf_modules, self.examples, self.constants = leaf_modules, inputs, constants
-        self.entries: list[fx.Node] = []  # of dicts, lists and tuples, read or not
+        self.entries: list[tuple[fx.Node, tuple[Any, ...]]] = []  # of dicts, lists and tuples, read or not
         self.facts: Facts = {}  # what forward asked of them
+        self.plain: dict[fx.Node, tuple[Asked, Any]] = {}  # inputs that are no tensors, and may become constants
         self.opened_norms: set[str] = set()  # paths of BatchNorms with a forward of their own, recorded as plain ones
         self.names: dict[int, str] = {}  # of parameters and buffers, by identity
 
@@ -64,8 +65,10 @@ class Tracer(fx.Tracer):
         """The graph of `root`'s forward."""
         self.names = {id(x): name for name, x in [*root.named_buffers(), *root.named_parameters()]}
         graph = super().trace(root, concrete_args)
-        for entry in reversed(self.entries):
-            if not entry.users:
+        for entry, path in reversed(self.entries):
+            if entry.users:
+                self.facts[Asked(What.HAS, path)] = True
+            else:
                 graph.erase_node(entry)
         return graph
 
@@ -76,17 +79,27 @@ class Tracer(fx.Tracer):
 
     def _argument(self, proxy: fx.Proxy) -> Any:
         name = str(proxy.node.target).lstrip("*")
-        if name in self.constants:
-            self.graph.erase_node(proxy.node)
-            return self.constants[name]
-        return opened(proxy, self.examples.get(name), (name,), self.entry, self.facts)
+        if name not in self.constants:
+            return self._opened(proxy, (name,), self.examples.get(name))
+        self.graph.erase_node(proxy.node)
+        fixed = self.constants[name]  # keywords that the example has not are facts, where forward looks for them
+        return self._opened(proxy, (name,), fixed) if str(proxy.node.target).startswith("**") else fixed
 
-    def entry(self, container: fx.Proxy, key: Any, name: str) -> fx.Proxy:
+    def _opened(self, proxy: fx.Proxy, path: tuple[Any, ...], example: Any) -> Any:
+        self._note(proxy.node, path, example)
+        return opened(proxy, example, path, self.entry, self.facts)
+
+    def entry(self, container: fx.Proxy, path: tuple[Any, ...], example: Any) -> fx.Proxy:
         """A proxy of a container's entry; its value stays open, also where it is a number."""
-        proxy = Tracer.create_proxy(self, "call_function", operator.getitem, (container, key), {})
-        proxy.node.meta[NAMED] = entry_name(name)
-        self.entries.append(proxy.node)
+        proxy = Tracer.create_proxy(self, "call_function", operator.getitem, (container, path[-1]), {})
+        proxy.node.meta[NAMED] = entry_name("_".join(map(str, path)))
+        self.entries.append((proxy.node, path))
+        self._note(proxy.node, path, example)
         return proxy
+
+    def _note(self, node: fx.Node, path: tuple[Any, ...], example: Any) -> None:
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example)):
+            self.plain[node] = Asked(What.VALUE, path), example
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Record the reading of a parameter, found by identity: fx looks through all of them every time."""
@@ -162,7 +175,7 @@ class SizedProxy(fx.Proxy):
 
     def __len__(self) -> int:
         """Length of a tensor or tuple."""
-        return len(self.value)
+        return len(self.value if isinstance(self.value, Tensor) else self._decided())
 
     def __iter__(self) -> Iterator[Any]:
         """Elements of a tensor or tuple."""
@@ -175,7 +188,29 @@ class SizedProxy(fx.Proxy):
         """A condition on sizes, decided by the example."""
         if isinstance(self.value, Tensor):
             raise fx.proxy.TraceError("a branch on the values of a tensor")
-        return bool(self.value)
+        return bool(self._decided())
+
+    def _decided(self) -> Any:
+        cast(SizedTracer, self.tracer).decided(self.node)
+        return self.value
+
+    def _number(self) -> Any:
+        if not isinstance(self.value, int | float) or of_batch(self.value):
+            raise fx.proxy.TraceError("a number that depends on the batch, or on the values of a tensor")
+        return self._decided()
+
+    def __index__(self) -> int:
+        """A number that Python needs, decided by the example, as in the next two."""
+        return operator.index(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __hash__(self) -> int:
+        return hash(self._decided()) if isinstance(self.value, str) else super().__hash__()
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Writing into a part of a tensor, in the order of the code."""
@@ -234,9 +269,18 @@ class SizedTracer(Tracer):
             for name, function in own.items():
                 setattr(torch, name, function)
 
-    def entry(self, container: fx.Proxy, key: Any, name: str) -> fx.Proxy:
+    def decided(self, *nodes: fx.Node) -> None:
+        """Note the inputs that are no tensors, and from which a constant of the graph was computed."""
+        for node in nodes:
+            if node in self.plain:
+                asked, value = self.plain[node]
+                self.facts[asked] = value
+            elif not isinstance(node.meta.get("val"), Tensor):
+                self.decided(*node.all_input_nodes)
+
+    def entry(self, container: fx.Proxy, path: tuple[Any, ...], example: Any) -> fx.Proxy:
         """A proxy of a container's entry."""
-        proxy = super().entry(container, key, name)
+        proxy = super().entry(container, path, example)
         self._value(proxy.node)
         return proxy
 
@@ -257,6 +301,7 @@ class SizedTracer(Tracer):
             return proxy
         value = self._value(proxy.node)
         if kind in ("call_function", "call_method") and isinstance(value, NUMBERS) and not of_batch(value):
+            self.decided(*proxy.node.all_input_nodes)
             self.graph.erase_node(proxy.node)
             return value
         return proxy

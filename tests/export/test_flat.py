@@ -78,6 +78,13 @@ class Numbers(Net):
         return self.classify(batch["image"] * batch["factor"], batch["meta"][: batch["count"]])
 
 
+class Upper(Net):
+    def forward(self, IMG: Tensor, batch: dict[str, Tensor], Pair: list[Tensor]) -> Tensor:  # noqa: N803
+        return self.classify(
+            IMG + batch["img"] + batch["the img"] + batch["the.img"], batch["self"] + Pair[0] + Pair[1]
+        )
+
+
 class Sized(Net):
     """Whose sizes decide, so that the other tracer is needed."""
 
@@ -97,6 +104,13 @@ CASES = [
     pytest.param(Pair, ([IMAGE, META],), {}, ("pair_0", "pair_1"), id="list"),
     pytest.param(Last, (), {"xs": [IMAGE, LABELS, META]}, ("xs_0", "xs_2"), id="list by keyword"),
     pytest.param(Mixed, ({"the image": IMAGE}, META), {}, ("meta", "the_image"), id="beside a tensor"),
+    pytest.param(
+        Upper,
+        (IMAGE, {"img": IMAGE, "the img": IMAGE, "the.img": IMAGE, "self": META}, [META, META]),
+        {},
+        ("img", "img_1", "batch_the_img", "batch_the_img_1", "self_1", "pair_0", "pair_1"),
+        id="names as torch.export spells them",
+    ),
     pytest.param(Keywords, (IMAGE,), {"meta": META}, ("image", "meta"), id="any keywords"),
     pytest.param(Two, (DICT, DICT), {}, ("a_image", "meta", "b_image"), id="keys of both"),
     pytest.param(Two, (DICT, DICT, None), {}, ("a_image", "meta", "b_image"), id="keys of both, a setting"),

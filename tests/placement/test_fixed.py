@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def test_settings_in_a_dict() -> None:
     prepared({**batch(pooled=False), "name": ["c.png"]})  # nobody reads it
     with pytest.raises(CaptureError, match=r"batch\['options'\]\['pooled'\]=False and is called with .*=True"):
         prepared(batch(pooled=True))
-    with pytest.raises(CaptureError, match=r"batch\['options'\]\['pooled'\] and is called with no batch\['options'\]"):
+    with pytest.raises(CaptureError, match=r"\['pooled'\]=False and is called with no batch\['options'\]"):
         prepared(batch())
     with pytest.raises(CaptureError, match=r"batch\['mask'\]=None and is called with batch\['mask'\]=a tensor"):
         prepared(batch(mask=torch.ones(2, 8), pooled=False))
@@ -226,3 +227,91 @@ def test_arguments_that_nobody_reads() -> None:
     qat.fake_quant(prepared, enabled=False)
     torch.testing.assert_close(prepared(X, M), model(X, M))
     torch.testing.assert_close(prepared(X, mask_size=M, size=(8, 8)), model(X, M))
+
+
+class Loss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        batch = {key: x.float() if torch.is_tensor(x) and key == "image" else x for key, x in batch.items()}
+        y = self.head(self.conv(batch["image"]).relu().mean((2, 3)))
+        return nn.functional.cross_entropy(y, batch["label"]) if self.training else y
+
+
+def test_labels_that_only_training_needs_and_names_of_a_shorter_batch() -> None:
+    batch = {"image": X, "label": torch.tensor([0, 1]), "name": ["a.png", "b.png"]}
+    model = Loss().train()
+    prepared = qat.prepare(model, (batch,)).train()
+    qat.fake_quant(prepared, enabled=False)
+    torch.testing.assert_close(prepared(batch), model(batch))
+    last = {"image": X[:1], "label": torch.tensor([0]), "name": ["c.png"]}
+    torch.testing.assert_close(prepared(last), model(last))
+    with pytest.raises(CaptureError, match=r"with batch\['label'\] and is called with no batch\['label'\]"):
+        prepared({"image": X})
+    torch.testing.assert_close(prepared.eval()({"image": X}), model.eval()({"image": X}))
+    with pytest.raises(CaptureError, match=r"the keys 'image', 'label', 'name' in batch and .* with 'image', 'mask'"):
+        prepared({"image": X, "mask": X})
+
+
+class Chosen(nn.Module):
+    """What a number, text or list decides, beside a branch on sizes."""
+
+    def __init__(self, choose: Any) -> None:
+        super().__init__()
+        self.conv, self.choose = nn.Conv2d(1, 8, 3), choose
+
+    def forward(self, x: Tensor, setting: Any) -> Tensor:
+        return self.conv(x).flatten(2)[..., :8].mean(2) * self.choose(setting) if x.shape[-1] < 9 else x
+
+
+@pytest.mark.parametrize(
+    ("choose", "first", "other"),
+    [
+        (lambda s: 2.0 if s == 1 else 3.0, 1, 2),
+        (lambda s: 2.0 if s else 3.0, 1, 0),
+        (lambda s: 1.0 / s, 2.0, 3.0),
+        (lambda s: float(sum(range(s[0]))), (8, 8), (6, 8)),
+        (lambda s: [1.0, 2.0, 3.0][s[1]], [0, 1], [0, 2]),
+        (lambda s: 2.0 if 3 in s else 3.0, [1, 3], [1, 2]),
+        (lambda s: sum({"a": 1.0, "b": 2.0}[name] for name in s), ["a", "b"], ["b", "b"]),
+        (lambda s: 2.0 if s == (8, 8) else 3.0, (8, 8), (8, 6)),
+    ],
+)
+def test_what_decides_is_fixed(choose: Any, first: Any, other: Any) -> None:
+    model = Chosen(choose).eval()
+    prepared = qat.prepare(model, (X, first))
+    qat.fake_quant(prepared, enabled=False)
+    torch.testing.assert_close(prepared(X, first), model(X, first))
+    with pytest.raises(CaptureError, match="forward was captured with setting"):
+        prepared(X, other)
+
+
+def test_a_number_that_decides_nothing_stays_open() -> None:
+    model = Chosen(lambda s: s).eval()
+    prepared = qat.prepare(model, (X, 2.0))
+    qat.fake_quant(prepared, enabled=False)
+    torch.testing.assert_close(prepared(X, 3.0), model(X, 3.0))
+
+
+def test_keywords_that_the_example_has_not() -> None:
+    class Keywords(Loss):
+        def forward(self, x: Tensor, *args: Any, **more: Any) -> Tensor:
+            y = self.conv(x).mean((2, 3))
+            return y * more["scale"] if "scale" in more else y
+
+    prepared = qat.prepare(Keywords().eval(), X)
+    prepared(X, flag=True)
+    with pytest.raises(CaptureError, match=r"with no more\['scale'\] and is called with more\['scale'\]"):
+        prepared(X, scale=2.0)
+    with pytest.raises(CaptureError, match="at most 1 inputs by position and is called with 2"):
+        prepared(X, X)
+
+
+def test_equal_values_of_other_types() -> None:
+    prepared = qat.prepare(Prefixes().eval(), (X, M))
+    prepared(X, M, size=X.shape[-2:])  # torch.Size for a tuple
+    prepared(X, M, size=[8, 8])
+    with pytest.raises(CaptureError, match=r"size=\(8, 8\) and is called with size=array"):
+        prepared(X, M, size=np.ones(2))
