@@ -34,6 +34,8 @@ class Target:
         needs_vnni: whether an x86 CPU without VNNI saturates its sums.
         float_bias: biases are stored in float, and the runtime rounds them to int32 itself.
         sums_round_once: a convolution and the addition behind it are one operator, which does not round between them.
+        curves_round_once: a convolution or linear layer and the curve behind it (SiLU, Hardswish, GELU, sigmoid, tanh,
+            ...) are one operator, which does not round between them.
         opens_gates: SiLU and Hardswish are a gate and a product of integers, for a runtime that would compute them in
             float; a model that was trained so runs in every other runtime as well.
 
@@ -53,6 +55,7 @@ class Target:
     needs_vnni: bool = False
     float_bias: bool = False
     sums_round_once: bool = False
+    curves_round_once: bool = False
     opens_gates: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +99,11 @@ class Target:
                 f"{self.name} rounds a convolution before it is added to something, and {other.name} does not "
                 "(sums_round_once)"
             )
+        if other.curves_round_once and not self.curves_round_once:
+            found.append(
+                f"{self.name} rounds a layer before the curve behind it, SiLU or GELU say, and {other.name} does not "
+                "(curves_round_once)"
+            )
         return tuple(found)
 
 
@@ -114,6 +122,7 @@ def joint(targets: Sequence[Target]) -> Target:
         weight_bits_reason=narrowest.weight_bits_reason,
         narrow_activations=all(t.narrow_activations for t in targets),
         sums_round_once=all(t.sums_round_once for t in targets),
+        curves_round_once=all(t.curves_round_once for t in targets),
     )
     differ = [line for target in targets[1:] for line in target.differences(first)]
     if differ:

@@ -54,14 +54,18 @@ def test_one_training_serves_targets_that_agree_on_the_narrowest_weights():
     assert joint([Target.parse("openvino")]) == Target.parse("openvino")
 
 
-def test_sums_are_rounded_once_only_where_every_target_does():
+def test_sums_and_curves_are_rounded_once_only_where_every_target_does():
     once, twice = Target.parse("openvino"), Target.parse("onnxruntime")
     assert once.sums_round_once
+    assert once.curves_round_once
     assert not joint([once, twice]).sums_round_once
-    assert joint([once, once]).sums_round_once
+    assert not joint([once, twice]).curves_round_once
+    assert joint([once, once]) == once
     assert once.differences(twice) == ()
     assert twice.differences(once) == (
         "onnxruntime rounds a convolution before it is added to something, and openvino does not (sums_round_once)",
+        "onnxruntime rounds a layer before the curve behind it, SiLU or GELU say, and openvino does not "
+        "(curves_round_once)",
     )
 
 

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import openvino
+from openvino import opset8 as opset
 from torch.export import ExportedProgram
 
 from qat.artifact import Artifact
@@ -27,6 +28,7 @@ from qat.files import replacing
 
 METADATA = ["qat", "metadata"]
 MOVES = {"MaxPool", "Reshape", "Slice", "Split", "Squeeze", "StridedSlice", "Transpose", "Unsqueeze", "VariadicSplit"}
+SIXTH, HALF = np.float32(1 / 6), np.float32(0.5)  # HardSigmoid(x) = clip(x / 6 + 1/2, 0, 1) = relu6(x + 3) / 6
 BETWEEN_TAGS = re.compile(r">\s+<")  # two fifths of the graph's text are line breaks and tabs
 
 
@@ -46,6 +48,8 @@ def write_openvino(program: ExportedProgram, path: Path, about: Mapping[str, Any
                 node.output(0).replace(node.input_value(0))
             else:
                 _share_ends(node)
+        elif node.get_type_name() == "HardSigmoid":
+            _with_kernel(node)
     model.set_rt_info(json.dumps(about.get("metadata", {})), METADATA)
     with replacing(path.with_suffix(".bin")) as weights, replacing(path) as graph:
         openvino.serialize(model, graph, weights)
@@ -83,6 +87,15 @@ def _sites_by_value(model: onnx.ModelProto) -> dict[str, str]:
                 source = made_by[source.input[0]]
             found[node.output[0]] = source.output[0].removesuffix("_quantized")
     return found
+
+
+def _with_kernel(sigmoid: openvino.Node) -> None:
+    """Torch's hardsigmoid as HSigmoid: for HardSigmoid, of any slope, OpenVINO has a reference implementation alone."""
+    slope, offset = (sigmoid.input_value(i).get_node() for i in (1, 2))
+    if all(n.get_type_name() == "Constant" for n in (slope, offset)) and (slope.data, offset.data) == (SIXTH, HALF):
+        same = opset.hsigmoid(sigmoid.input_value(0))
+        same.set_friendly_name(sigmoid.get_friendly_name())
+        sigmoid.output(0).replace(same.output(0))
 
 
 def _repeats(quantizer: openvino.Node) -> bool:

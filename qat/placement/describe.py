@@ -65,6 +65,8 @@ def _operator(
         parts.append(f"batchnorm {sites.names[tail.norm]}")
     if tail and tail.clamp is not None and point is not None:
         parts.append(clamp_name(point))
+    if tail and tail.curve is not None:
+        parts.append(kind_of(tail.curve, module_of(tail.curve, modules)))
     return PlannedOp(
         name=name,
         kind=kind_of(node, module),

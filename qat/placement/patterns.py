@@ -40,9 +40,9 @@ DROPS = ("StochasticDepth", "DropPath", "stochastic_depth", "drop_path")
 SUMS, PRODUCTS, QUOTIENTS = ("add", "iadd", "add_"), ("mul", "imul", "mul_"), ("truediv", "itruediv", "div", "div_")
 
 
-ACTIVATIONS = (nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.Softmax)
+ACTIVATIONS = (nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.ELU, nn.LeakyReLU)
 PURE = (Role.CLAMP, Role.ARITHMETIC, Role.MOVE)
-CURVES = ("sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "elu", "leaky_relu", "softmax")
+CURVES = ("sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "elu", "leaky_relu")
 
 
 def narrowed(x: torch.Tensor) -> torch.Tensor:
@@ -153,10 +153,24 @@ def is_pure(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = module_of(node, modules)
     if module is not None:
         plain = not any(True for _ in module.state_dict()) and not getattr(module, "inplace", False)
-        known = _by_table(node, modules) in PURE or isinstance(module, ACTIVATIONS)
+        known = _by_table(node, modules) in PURE or isinstance(module, (*ACTIVATIONS, nn.Softmax))
         return plain and known and not (module._forward_hooks or module._forward_pre_hooks)
     name = function_name(node)
-    return not name.endswith("_") and name != "clone" and (name in CURVES or _by_table(node, modules) in PURE)
+    return (
+        not name.endswith("_")
+        and name != "clone"
+        and (name in (*CURVES, "softmax") or _by_table(node, modules) in PURE)
+    )
+
+
+def is_curve(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node computes one of `CURVES` of a single tensor, by whatever spelling."""
+    if len(node.all_input_nodes) != 1 or not is_tensor(node):
+        return False
+    module = module_of(node, modules)
+    if module is not None:
+        return any(_computes_like(module, cls) for cls in ACTIVATIONS)
+    return node.op in ("call_function", "call_method") and function_name(node).rstrip("_") in CURVES
 
 
 def function_name(node: fx.Node) -> str:

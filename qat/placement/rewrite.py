@@ -101,7 +101,7 @@ class Rewriter:
             quantized = {
                 tail.norm or head: sites.points[tail.last(head)]
                 for head, tail in sites.tails.items()
-                if (tail.norm or sites.roles[head] is Role.NORM) and tail.last(head) in sites.points
+                if (tail.norm or sites.roles[head] is Role.NORM) and not tail.curve and tail.last(head) in sites.points
             }
             for target, nodes in calls.items():
                 clamp = quantized.get(nodes[0]) if len(nodes) == 1 else None

@@ -26,6 +26,7 @@ from qat.placement.patterns import (
     clamp_of,
     function_name,
     grid_inputs,
+    is_curve,
     is_one,
     is_tensor,
     learned_or_data,
@@ -43,10 +44,11 @@ class Tail:
 
     norm: fx.Node | None = None
     clamp: fx.Node | None = None
+    curve: fx.Node | None = None
 
     def last(self, head: fx.Node) -> fx.Node:
         """The node behind which the quantizer stands."""
-        return self.clamp or self.norm or head
+        return self.clamp or self.curve or self.norm or head
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Sites:
         points: nodes whose value gets a quantizer, with the activation that it absorbs.
         on_grid: nodes whose value lies on a grid.
         unrounded: results of convolutions that an addition takes in as they are, where the target rounds but once.
+        curves: activations that a layer with a weight in front of them takes in, where the target rounds but once.
     """
 
     names: dict[fx.Node, str]
@@ -68,13 +71,14 @@ class Sites:
     points: dict[fx.Node, Clamp] = field(default_factory=dict)
     on_grid: set[fx.Node] = field(default_factory=set)
     unrounded: set[fx.Node] = field(default_factory=set)
+    curves: frozenset[fx.Node] = frozenset()
 
     @property
     def fused(self) -> dict[fx.Node, fx.Node]:
         """Nodes that run inside an integer operator, with that operator."""
         inside: dict[fx.Node, fx.Node] = {}
         for head, tail in self.tails.items():
-            inside |= {node: head for node in (tail.norm, tail.clamp) if node is not None}
+            inside |= {node: head for node in (tail.norm, tail.clamp, tail.curve) if node is not None}
         return inside
 
 
@@ -85,6 +89,7 @@ def find_sites(
     excluded: Mapping[str, str],
     *,
     sums_round_once: bool = False,
+    curves_round_once: bool = False,
 ) -> Sites:
     """Decide which values of `graph` get a quantizer.
 
@@ -94,6 +99,7 @@ def find_sites(
         names: from `name_nodes`.
         excluded: names that stay in float.
         sums_round_once: leave a convolution in front of an addition without a quantizer.
+        curves_round_once: leave a layer in front of SiLU, GELU and their like without one.
     """
     roles: dict[fx.Node, Role] = {n: Role.FLOAT if names[n] in excluded else role_of(n, modules) for n in graph.nodes}
     known = learned_or_data(graph, modules)
@@ -107,6 +113,8 @@ def find_sites(
     if sums_round_once:
         sums = [n for n, role in roles.items() if role is Role.ARITHMETIC and function_name(n) in SUMS]
         sites.unrounded = {value for node in sums for value in _convolutions_into(node, sites)[:1]}
+    if curves_round_once:
+        sites.curves = frozenset(n for n in graph.nodes if names[n] not in excluded and is_curve(n, modules))
     while True:
         before = len(sites.points)
         _pass(graph, modules, sites)
@@ -125,6 +133,8 @@ def _pass(graph: fx.Graph, modules: Mapping[str, nn.Module], sites: Sites) -> No
         elif role is Role.CLAMP and inputs and inputs[0] in sites.on_grid and node not in sites.fused:
             _put(sites, node, clamp_of(node, modules))  # an activation beside other readers of its input
             sites.tails[node] = Tail(clamp=None)
+        elif node in sites.curves and node in sites.fused:
+            continue
         elif (role in (Role.WEIGHTED, Role.ARITHMETIC) and inputs) or _stands_alone(node, inputs, role, sites):
             for value in map(partial(_tensor_before, sites=sites), inputs):
                 if value not in sites.on_grid and value not in sites.unrounded and is_one(value):
@@ -217,7 +227,8 @@ def _tail(head: fx.Node, role: Role, sites: Sites, modules: Mapping[str, nn.Modu
         norm, follower = follower, _only_user(follower)
     if follower is not None and sites.roles[follower] is Role.CLAMP and is_tensor(follower):
         clamp = follower
-    return Tail(norm=norm, clamp=clamp)
+    curve = follower if role is Role.WEIGHTED and follower in sites.curves else None
+    return Tail(norm=norm, clamp=clamp, curve=curve)
 
 
 def _channels_first(head: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -26,17 +26,17 @@ class Net(nn.Module):
         return self.function(self, x)
 
 
-def sites_of(function, exclude: tuple[str, ...] = (), *, once: bool = False) -> Sites:
+def sites_of(function, exclude: tuple[str, ...] = (), *, once: bool = False, curves: bool = False) -> Sites:
     model = Net(function)
     graph = capture(model, (X,), {}).eval
     names = name_nodes(graph)
     propagate_shapes(model, graph, (X,), {})
     left = {name: name for name in exclude}
-    return find_sites(graph, dict(model.named_modules()), names, left, sums_round_once=once)
+    return find_sites(graph, dict(model.named_modules()), names, left, sums_round_once=once, curves_round_once=curves)
 
 
-def points(function, exclude: tuple[str, ...] = (), *, once: bool = False) -> dict[str, Clamp]:
-    sites = sites_of(function, exclude, once=once)
+def points(function, exclude: tuple[str, ...] = (), *, once: bool = False, curves: bool = False) -> dict[str, Clamp]:
+    sites = sites_of(function, exclude, once=once, curves=curves)
     return {sites.names[node]: clamp for node, clamp in sites.points.items()}
 
 
@@ -76,6 +76,46 @@ def test_what_is_excluded_around_a_sum_that_is_rounded_once():
     function = lambda m, x: x + m.conv(x)  # noqa: E731
     assert points(function, ("conv",), once=True) == points(function, ("conv",))
     assert points(function, ("add",), once=True) == points(function, ("add",))
+
+
+@pytest.mark.parametrize(
+    ("function", "twice", "once"),
+    [
+        (lambda m, x: F.silu(m.norm(m.conv(x))), ["norm"], ["silu"]),
+        (lambda m, x: F.gelu(m.conv(x)), ["conv"], ["gelu"]),
+        (lambda m, x: torch.tanh(m.conv(x)), ["conv"], ["tanh"]),
+        (lambda m, x: m.conv(x).sigmoid(), ["conv", "sigmoid"], ["sigmoid"]),
+        (lambda m, x: m.other(F.elu(m.conv(x))), ["conv", "elu", "other"], ["elu", "other"]),
+        # not behind a layer with a weight, or not alone behind it
+        (lambda m, x: F.silu(m.conv(x) + x), ["conv", "add"], ["conv", "add"]),
+        (lambda m, x: torch.sigmoid(y := m.conv(x)) * y, ["conv", "sigmoid", "mul"], ["conv", "sigmoid", "mul"]),
+        (lambda m, x: F.silu(m.relu(m.conv(x))), ["relu"], ["relu"]),
+        (lambda m, x: F.softmax(m.conv(x), 1), ["conv"], ["conv"]),
+        (lambda m, x: F.silu(F.gelu(m.conv(x))), ["conv"], ["gelu"]),
+    ],
+)
+def test_a_curve_behind_a_layer_where_the_target_rounds_once(function, twice, once):
+    assert list(points(function)) == ["x", *twice]
+    assert list(points(function, curves=True)) == ["x", *once]
+
+
+def test_a_curve_that_is_excluded_is_not_taken_in():
+    function = lambda m, x: F.silu(m.conv(x))  # noqa: E731
+    for excluded in ("silu", "conv"):
+        assert points(function, (excluded,), curves=True) == points(function, (excluded,))
+
+
+def test_a_curve_of_ones_own_is_not_taken_for_the_one_it_is_made_from():
+    class Twice(nn.SiLU):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Twice())
+    graph = capture(model, (X,), {}, (Twice,)).eval
+    propagate_shapes(model, graph, (X,), {})
+    names = name_nodes(graph)
+    sites = find_sites(graph, dict(model.named_modules()), names, {}, curves_round_once=True)
+    assert [sites.names[node] for node in sites.points] == ["input", "0"]
 
 
 def test_moves_stay_on_the_grid_of_their_input():

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 import qat
 from qat.errors import ArtifactError
@@ -45,6 +46,34 @@ def test_a_model_that_rounds_before_its_sums_departs_at_the_first(trained, pictu
     first = next(i for i, layer in enumerate(layers) if "add" in layer.site)
     assert all(layer.off <= FLIPS for layer in layers[:first])
     assert layers[first].off > 0.05  # it reads a convolution that was not rounded
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.GELU("tanh"), nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.ELU(),
+     nn.LeakyReLU(0.1)],
+    ids=lambda m: str(m).lower(),
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["convolutions", "linear"])
+def test_a_curve_runs_inside_the_layer_before_it(curve, kind, tmp_path):
+    torch.manual_seed(0)
+    if kind == "linear":
+        model, x = nn.Sequential(nn.Linear(32, 64), curve, nn.Linear(64, 10)), torch.randn(64, 9, 32)
+    else:
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), curve, nn.Conv2d(16, 32, 3, 2), curve)
+        x = torch.randn(64, 3, 16, 16)
+    prepared = qat.prepare(model.eval(), x[:2], "w8a8", "openvino")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    artifact = qat.export(integer, tmp_path / "model.xml")
+    runtime = load(artifact, threads=1)
+    assert len(runtime.intermediates(x)) == 3  # the input, and each layer with its curve
+    steps = ((runtime(x) - integer(x)) / output_step(integer)).abs().round()
+    assert steps.max() <= 1
+    assert (steps > 0).float().mean() <= FLIPS
+    coverage = runtime.coverage()
+    assert (len(coverage.integer), coverage.in_float, coverage.islands) == (2, (), ())
+    assert prepared.plan.in_float == ()
 
 
 def test_the_graph_is_written_short(integer, tmp_path):
