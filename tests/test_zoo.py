@@ -111,7 +111,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "swin_v2": (lambda: swin(2), {"softmax": 3, "gelu": 3}),
     "densenet": (lambda: densenet.DenseNet(4, (2, 2), 8, num_classes=10), {}),
     "shufflenet": (lambda: shufflenetv2.ShuffleNetV2([2, 2, 2], [8, 8, 16, 16, 16], num_classes=10), {}),
-    "mobilenet_v3": (mobilenet, {"hardsigmoid": 7}),
+    "mobilenet_v3": (mobilenet, {}),
     "efficientnet": (efficient, {}),
     "convnext": (convnext_tiny, {"gelu": 2}),
     "regnet": (regnet_tiny, {}),
@@ -133,6 +133,7 @@ def test_family(zoo, family):
     assert row["bad_gradients"] == []
     assert row["int8_macs"] == 1.0
     assert {kind: row["float_ops"].get(kind) for kind in in_float} == in_float
+    assert in_float or row["float_ops"] == {}
     for stage in ("torch", "off_ort", "ort"):
         assert row[stage]["max"] <= FLIPS, stage
         assert row[stage]["mean"] <= MEAN, stage

@@ -19,7 +19,7 @@ from qat.errors import PlacementError
 from qat.functional.ste import IDENTITY, RELU, Clamp
 from qat.layers import FakeQuantFunction, FakeQuantWeight, pruned
 from qat.layers.batchnorm import _FakeQuantBatchNorm
-from qat.placement.patterns import Role, narrowed, role_of, scale_factor, spatial_mean
+from qat.placement.patterns import Role, narrowed, role_of, scale_factor, sixth_and_half, spatial_mean
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
 from qat.quantizers import FakeQuantize
@@ -96,6 +96,9 @@ class Converter:
             case _ if role is Role.ARITHMETIC and (keep := spatial_mean(node)) is not None:
                 pooled = self.target.call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
                 self.values[node] = pooled if keep else self.target.call(torch.flatten, pooled, 1)
+            case _ if node.target is sixth_and_half and isinstance(of := self._input(node), OnGrid):
+                sixth = self.target.dequantize(replace(of, grid=of.grid.times(1 / 6)))
+                self.values[node] = self.target.call(torch.add, sixth, self._half(of.grid))
             case _ if role is Role.IDENTITY or node.target is narrowed:
                 self.values[node] = self.values[node.all_input_nodes[0]]
             case _ if role is Role.MOVE and isinstance(of := self._input(node), OnGrid | Pieces):
@@ -125,6 +128,13 @@ class Converter:
         if not isinstance(value, Tensor):
             return value
         return self.target.buffer(str(node.target) if node.op == "get_attr" else f"constants.{node.name}", value)
+
+    def _half(self, like: Grid) -> fx.Node:
+        """The number 1/2 as a sum of integers reads it: one step, of that size."""
+        grid = Grid(0.5, 0, like.qmin, like.qmax)
+        return self.target.dequantize(
+            OnGrid(self.target.buffer("constants.hardsigmoid_half", torch.ones((), dtype=grid.dtype)), grid)
+        )
 
     def _copy(self, node: fx.Node) -> fx.Node:
         """The node as it is, in float."""

@@ -25,9 +25,14 @@ class Grid:
         return cls(float(quantizer.scale), int(quantizer.zero_point), quantizer.spec.qmin, quantizer.spec.qmax)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored integers."""
+        return torch.int8 if self.qmin < 0 else torch.uint8
+
+    @property
     def operands(self) -> tuple[float, int, int, int, torch.dtype]:
         """What quantize and dequantize take beside the value."""
-        return self.scale, self.zero_point, self.qmin, self.qmax, torch.int8 if self.qmin < 0 else torch.uint8
+        return self.scale, self.zero_point, self.qmin, self.qmax, self.dtype
 
     def times(self, factor: float) -> Grid:
         """The same integers, of values that are `factor` times as large."""

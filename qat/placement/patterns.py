@@ -50,6 +50,11 @@ def narrowed(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def sixth_and_half(x: torch.Tensor) -> torch.Tensor:
+    """`x / 6 + 1/2`: hardsigmoid without its clamp, which is that of the quantizer behind it."""
+    return x / 6 + 0.5
+
+
 MODULES: dict[type[nn.Module], Role] = {
     **dict.fromkeys(WEIGHTED, Role.WEIGHTED),
     **dict.fromkeys(NORMS, Role.NORM),
@@ -72,7 +77,7 @@ FUNCTIONS: dict[Any, Role] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), Role.ARITHMETIC),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), Role.SCALE),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), Role.ARITHMETIC),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, torch.stack, narrowed), Role.ARITHMETIC),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, torch.stack, narrowed, sixth_and_half), Role.ARITHMETIC),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), Role.ARITHMETIC),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean), Role.ARITHMETIC),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), Role.ARITHMETIC),

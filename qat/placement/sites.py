@@ -248,13 +248,13 @@ def name_nodes(graph: fx.Graph, like: Mapping[fx.Node, str] | None = None) -> di
         like: names in the graph of the other mode. Operators that both graphs have in the same order get the same
             names, so that both modes share their quantizers; those of one mode alone get names of their own.
     """
-    nodes, bases = list(graph.nodes), [_base(node) for node in graph.nodes]
+    nodes, bases = list(graph.nodes), [base_name(node) for node in graph.nodes]
     names: dict[fx.Node, str] = {}
     taken: set[str] = set()
     if like is not None:
         taken = set(like.values())
         other = list(like.items())
-        for block in SequenceMatcher(None, [_base(n) for n in like], bases, autojunk=False).get_matching_blocks():
+        for block in SequenceMatcher(None, [base_name(n) for n in like], bases, autojunk=False).get_matching_blocks():
             names |= {nodes[block.b + i]: other[block.a + i][1] for i in range(block.size)}
     for node, base in zip(nodes, bases, strict=True):
         if node not in names:
@@ -268,7 +268,8 @@ def _counted(base: str, count: int) -> str:
     return base if count == 1 else f"{base}_{count}"
 
 
-def _base(node: fx.Node) -> str:
+def base_name(node: fx.Node) -> str:
+    """What a node is called, before a count is put behind a name that is taken."""
     if NAMED in node.meta:
         return str(node.meta[NAMED])
     if node.op in ("call_module", "placeholder", "get_attr"):
