@@ -116,7 +116,7 @@ def _type(takers: tuple[Any, ...], name: str, default: Any) -> str:
                 return text
     if default is None:
         return f"{NULLS.get(name, 'str')} | None"
-    words = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "mapping"}
+    words = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", dict: "mapping"}
     return words[type(default)]
 
 

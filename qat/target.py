@@ -16,6 +16,10 @@ from qat.presets import load_preset
 # runtime -> the file suffix of its artefacts
 RUNTIMES = {"onnxruntime": ".onnx", "torch": ".pt2", "openvino": ".xml", "executorch": ".pte", "inductor": ".pt2"}
 
+# activations that are no clamp, by the names of their functions in torch
+CURVES = ("sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "elu", "leaky_relu")
+TAKE_IN = {"conv_curves": "convolution", "linear_curves": "linear layer"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -34,13 +38,15 @@ class Target:
         needs_vnni: whether an x86 CPU without VNNI saturates its sums.
         float_bias: biases are stored in float, and the runtime rounds them to int32 itself.
         sums_round_once: a convolution and the addition behind it are one operator, which does not round between them.
-        curves_round_once: a convolution or linear layer and the curve behind it (SiLU, Hardswish, GELU, sigmoid, tanh,
-            ...) are one operator, which does not round between them.
+        conv_curves: activations that a convolution takes in, so that nothing is rounded between them, of sigmoid, silu,
+            gelu, hardswish, hardsigmoid, tanh, elu, leaky_relu.
+        linear_curves: the same of a linear layer.
         opens_gates: SiLU and Hardswish are a gate and a product of integers, for a runtime that would compute them in
             float; a model that was trained so runs in every other runtime as well.
 
     Raises:
-        ConfigError: for an unknown key or runtime, a suffix that the runtime does not read, or weight bits outside 2-8.
+        ConfigError: for an unknown key, runtime or curve, a suffix that the runtime does not read, or weight bits
+            outside 2-8.
     """
 
     name: str
@@ -55,7 +61,8 @@ class Target:
     needs_vnni: bool = False
     float_bias: bool = False
     sums_round_once: bool = False
-    curves_round_once: bool = False
+    conv_curves: tuple[str, ...] = ()
+    linear_curves: tuple[str, ...] = ()
     opens_gates: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +74,14 @@ class Target:
             raise ConfigError(unknown_name("runtime", self.runtime, RUNTIMES))
         if self.artifact != RUNTIMES[self.runtime]:
             raise ConfigError(f"{self.runtime} reads {RUNTIMES[self.runtime]}, got target.artifact={self.artifact!r}")
+        for key in TAKE_IN:
+            curves = getattr(self, key)
+            if isinstance(curves, str) or not isinstance(curves, Sequence):
+                raise ConfigError(f"target.{key} is a list of names, [silu, hardswish] say; got {curves!r}")
+            for curve in curves:
+                if curve not in CURVES:
+                    raise ConfigError(unknown_name(f"name in target.{key}", str(curve), CURVES))
+            object.__setattr__(self, key, tuple(curves))
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any] | Target) -> Target:
@@ -99,11 +114,10 @@ class Target:
                 f"{self.name} rounds a convolution before it is added to something, and {other.name} does not "
                 "(sums_round_once)"
             )
-        if other.curves_round_once and not self.curves_round_once:
-            found.append(
-                f"{self.name} rounds a layer before the curve behind it, SiLU or GELU say, and {other.name} does not "
-                "(curves_round_once)"
-            )
+        for key, what in TAKE_IN.items():
+            more = [curve for curve in getattr(other, key) if curve not in getattr(self, key)]
+            if more:
+                found.append(f"{self.name} rounds a {what} before {', '.join(more)}, and {other.name} does not ({key})")
         return tuple(found)
 
 
@@ -122,7 +136,8 @@ def joint(targets: Sequence[Target]) -> Target:
         weight_bits_reason=narrowest.weight_bits_reason,
         narrow_activations=all(t.narrow_activations for t in targets),
         sums_round_once=all(t.sums_round_once for t in targets),
-        curves_round_once=all(t.curves_round_once for t in targets),
+        conv_curves=_of_all([t.conv_curves for t in targets]),
+        linear_curves=_of_all([t.linear_curves for t in targets]),
     )
     differ = [line for target in targets[1:] for line in target.differences(first)]
     if differ:
@@ -131,3 +146,7 @@ def joint(targets: Sequence[Target]) -> Target:
             "Train once for each, or leave one out"
         )
     return first
+
+
+def _of_all(curves: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(curve for curve in curves[0] if all(curve in other for other in curves))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qat.errors import ConfigError
@@ -55,18 +57,38 @@ def test_one_training_serves_targets_that_agree_on_the_narrowest_weights():
 
 
 def test_sums_and_curves_are_rounded_once_only_where_every_target_does():
-    once, twice = Target.parse("openvino"), Target.parse("onnxruntime")
+    once = replace(Target.parse("openvino"), conv_curves=("silu",), linear_curves=("gelu", "tanh"))
+    twice = Target.parse("onnxruntime")
     assert once.sums_round_once
-    assert once.curves_round_once
+    assert "gelu" in once.linear_curves
     assert not joint([once, twice]).sums_round_once
-    assert not joint([once, twice]).curves_round_once
+    assert joint([once, twice]).conv_curves == ()
     assert joint([once, once]) == once
     assert once.differences(twice) == ()
     assert twice.differences(once) == (
         "onnxruntime rounds a convolution before it is added to something, and openvino does not (sums_round_once)",
-        "onnxruntime rounds a layer before the curve behind it, SiLU or GELU say, and openvino does not "
-        "(curves_round_once)",
+        "onnxruntime rounds a convolution before silu, and openvino does not (conv_curves)",
+        "onnxruntime rounds a linear layer before gelu, tanh, and openvino does not (linear_curves)",
     )
+
+
+def test_curves_are_taken_in_where_every_target_takes_them_in():
+    openvino, inductor = Target.parse("openvino"), Target.parse("inductor")
+    both = joint([openvino, inductor])
+    assert (both.conv_curves, both.linear_curves) == (("silu", "hardswish"), ("gelu",))
+    assert both.sums_round_once
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ("silu", r"target\.conv_curves is a list of names, \[silu, hardswish\] say; got 'silu'"),
+        (["swish"], r"unknown name in target\.conv_curves 'swish'"),
+    ],
+)
+def test_curves_that_are_no_list_or_unknown(curves, message):
+    with pytest.raises(ConfigError, match=message):
+        Target(name="mine", conv_curves=curves)
 
 
 def test_targets_that_differ_say_in_what():

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qat.functional.ste import RELU, RELU6, Clamp
+from qat.target import CURVES
 
 
 class Role(StrEnum):
@@ -40,9 +41,12 @@ DROPS = ("StochasticDepth", "DropPath", "stochastic_depth", "drop_path")
 SUMS, PRODUCTS, QUOTIENTS = ("add", "iadd", "add_"), ("mul", "imul", "mul_"), ("truediv", "itruediv", "div", "div_")
 
 
-ACTIVATIONS = (nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.ELU, nn.LeakyReLU)
+ACTIVATIONS: dict[type[nn.Module], str] = dict(
+    zip(
+        (nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.ELU, nn.LeakyReLU), CURVES, strict=True
+    )
+)
 PURE = (Role.CLAMP, Role.ARITHMETIC, Role.MOVE)
-CURVES = ("sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "elu", "leaky_relu")
 
 
 def narrowed(x: torch.Tensor) -> torch.Tensor:
@@ -168,14 +172,15 @@ def is_pure(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def is_curve(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node computes one of `CURVES` of a single tensor, by whatever spelling."""
+def curve_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+    """Which of `CURVES` a node computes of a single tensor, by whatever spelling."""
     if len(node.all_input_nodes) != 1 or not is_tensor(node):
-        return False
+        return None
     module = module_of(node, modules)
     if module is not None:
-        return any(_computes_like(module, cls) for cls in ACTIVATIONS)
-    return node.op in ("call_function", "call_method") and function_name(node).rstrip("_") in CURVES
+        return next((name for cls, name in ACTIVATIONS.items() if _computes_like(module, cls)), None)
+    name = function_name(node).rstrip("_") if node.op in ("call_function", "call_method") else ""
+    return name if name in CURVES else None
 
 
 def function_name(node: fx.Node) -> str:

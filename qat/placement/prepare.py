@@ -152,8 +152,14 @@ def _sites(
         names[id(graph)] = name_nodes(graph, like=names[id(graphs[0])])
     everything = list(dict.fromkeys(n for g in graphs for node, n in names[id(g)].items() if node.op != "output"))
     left = excluded(patterns, everything)
-    once = {"sums_round_once": target.sums_round_once, "curves_round_once": target.curves_round_once}
-    return {id(g): find_sites(g, modules, names[id(g)], left, **once) for g in graphs}, left
+    found = {
+        id(g): find_sites(
+            g, modules, names[id(g)], left, sums_round_once=target.sums_round_once, conv_curves=target.conv_curves,
+            linear_curves=target.linear_curves,
+        )
+        for g in graphs
+    }  # fmt: skip
+    return found, left
 
 
 def _narrow(

@@ -12,7 +12,7 @@ repeated until nothing changes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import partial
@@ -24,9 +24,9 @@ from qat.placement.patterns import (
     SUMS,
     Role,
     clamp_of,
+    curve_name,
     function_name,
     grid_inputs,
-    is_curve,
     is_one,
     is_tensor,
     learned_or_data,
@@ -71,7 +71,7 @@ class Sites:
     points: dict[fx.Node, Clamp] = field(default_factory=dict)
     on_grid: set[fx.Node] = field(default_factory=set)
     unrounded: set[fx.Node] = field(default_factory=set)
-    curves: frozenset[fx.Node] = frozenset()
+    curves: set[fx.Node] = field(default_factory=set)
 
     @property
     def fused(self) -> dict[fx.Node, fx.Node]:
@@ -89,7 +89,8 @@ def find_sites(
     excluded: Mapping[str, str],
     *,
     sums_round_once: bool = False,
-    curves_round_once: bool = False,
+    conv_curves: Collection[str] = (),
+    linear_curves: Collection[str] = (),
 ) -> Sites:
     """Decide which values of `graph` get a quantizer.
 
@@ -99,7 +100,8 @@ def find_sites(
         names: from `name_nodes`.
         excluded: names that stay in float.
         sums_round_once: leave a convolution in front of an addition without a quantizer.
-        curves_round_once: leave a layer in front of SiLU, GELU and their like without one.
+        conv_curves: names of curves that a convolution in front of them takes in, without a quantizer between them.
+        linear_curves: the same of a linear layer.
     """
     roles: dict[fx.Node, Role] = {n: Role.FLOAT if names[n] in excluded else role_of(n, modules) for n in graph.nodes}
     known = learned_or_data(graph, modules)
@@ -113,8 +115,9 @@ def find_sites(
     if sums_round_once:
         sums = [n for n, role in roles.items() if role is Role.ARITHMETIC and function_name(n) in SUMS]
         sites.unrounded = {value for node in sums for value in _convolutions_into(node, sites)[:1]}
-    if curves_round_once:
-        sites.curves = frozenset(n for n in graph.nodes if names[n] not in excluded and is_curve(n, modules))
+    for node, name in [(n, curve_name(n, modules)) for n in graph.nodes if names[n] not in excluded]:
+        if name is not None and name in (linear_curves if _behind_linear(node, sites, modules) else conv_curves):
+            sites.curves.add(node)
     while True:
         before = len(sites.points)
         _pass(graph, modules, sites)
@@ -229,6 +232,13 @@ def _tail(head: fx.Node, role: Role, sites: Sites, modules: Mapping[str, nn.Modu
         clamp = follower
     curve = follower if role is Role.WEIGHTED and follower in sites.curves else None
     return Tail(norm=norm, clamp=clamp, curve=curve)
+
+
+def _behind_linear(node: fx.Node, sites: Sites, modules: Mapping[str, nn.Module]) -> bool:
+    head = node.all_input_nodes[0]
+    if sites.roles[head] is Role.NORM:
+        head = head.all_input_nodes[0]
+    return isinstance(module_of(head, modules), nn.Linear) or function_name(head) == "linear"
 
 
 def _channels_first(head: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

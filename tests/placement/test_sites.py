@@ -9,6 +9,7 @@ from qat.functional.ste import IDENTITY, RELU, Clamp
 from qat.placement.capture import capture
 from qat.placement.shapes import propagate_shapes
 from qat.placement.sites import Sites, find_sites, name_nodes
+from qat.target import CURVES
 
 X = torch.zeros(2, 4, 8, 8)
 
@@ -32,7 +33,9 @@ def sites_of(function, exclude: tuple[str, ...] = (), *, once: bool = False, cur
     names = name_nodes(graph)
     propagate_shapes(model, graph, (X,), {})
     left = {name: name for name in exclude}
-    return find_sites(graph, dict(model.named_modules()), names, left, sums_round_once=once, curves_round_once=curves)
+    return find_sites(
+        graph, dict(model.named_modules()), names, left, sums_round_once=once, conv_curves=CURVES if curves else ()
+    )
 
 
 def points(function, exclude: tuple[str, ...] = (), *, once: bool = False, curves: bool = False) -> dict[str, Clamp]:
@@ -114,7 +117,7 @@ def test_a_curve_of_ones_own_is_not_taken_for_the_one_it_is_made_from():
     graph = capture(model, (X,), {}, (Twice,)).eval
     propagate_shapes(model, graph, (X,), {})
     names = name_nodes(graph)
-    sites = find_sites(graph, dict(model.named_modules()), names, {}, curves_round_once=True)
+    sites = find_sites(graph, dict(model.named_modules()), names, {}, conv_curves=CURVES)
     assert [sites.names[node] for node in sites.points] == ["input", "0"]
 
 
