@@ -55,8 +55,10 @@ def pictures(count: int, size: int, seed: int) -> Tensor:
 
 
 def with_statistics(model: nn.Module, x: Tensor) -> nn.Module:
-    """The model in evaluation mode, its BatchNorms with the statistics of `x`."""
+    """The model in evaluation mode, its BatchNorms with the statistics of `x`; a head of zeros (ViT) gets weights."""
     for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.trunc_normal_(module.weight, std=0.02)
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
