@@ -155,6 +155,7 @@ def _hint(artifact: Artifact, integer: fx.GraphModule) -> str:
         trained = integer.meta["prepared"]["target"]
         if trained.weight_bits > 7 and machine.saturation(target.name, machine.cpu()):
             return VNNI_HINT
-    if target is not None and target.sums_round_once and not integer.meta["prepared"]["target"].sums_round_once:
+    openvino = target is not None and target.runtime == "openvino"  # leaves the rounding out; others compute it
+    if openvino and not integer.meta["prepared"]["target"].sums_round_once:
         return ONCE_HINT
     return HINT
