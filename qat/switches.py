@@ -31,6 +31,8 @@ def fake_quant(model: nn.Module, *, enabled: bool, activations: bool | None = No
     for name, quantizer in _named_quantizers(model).items():
         weight = name.rpartition(".")[2] == "weight_quantizer"
         quantizer.enabled = enabled if weight or activations is None else activations
+    for norm in _bare_norms(model):
+        norm.enabled = enabled if activations is None else activations
 
 
 def observers(model: nn.Module, *, enabled: bool, trained: bool = True) -> None:
@@ -100,7 +102,7 @@ def as_deployed(model: nn.Module) -> Iterator[None]:
         model: a prepared model, or a module that holds some.
     """
     modes = {module: module.training for module in model.modules()}
-    enabled = {quantizer: quantizer.enabled for quantizer in _quantizers(model)}
+    enabled = {module: module.enabled for module in (*_quantizers(model), *_bare_norms(model))}
     model.eval()
     fake_quant(model, enabled=True)
     try:
@@ -108,12 +110,17 @@ def as_deployed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for quantizer, was in enabled.items():
-            quantizer.enabled = was
+        for switched, was in enabled.items():
+            switched.enabled = was
 
 
 def _quantizers(model: nn.Module) -> list[FakeQuantize]:
     return list(_named_quantizers(model).values())
+
+
+def _bare_norms(model: nn.Module) -> list[_FakeQuantBatchNorm]:
+    """BatchNorms that end in no quantizer, and have a switch of their own."""
+    return [m for m in model.modules() if isinstance(m, _FakeQuantBatchNorm) and m.output_quantizer is None]
 
 
 def _named_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:

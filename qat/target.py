@@ -38,11 +38,11 @@ class Target:
         needs_vnni: whether an x86 CPU without VNNI saturates its sums.
         float_bias: biases are stored in float, and the runtime rounds them to int32 itself.
         sums_round_once: a convolution and the addition behind it are one operator, which does not round between them.
-        conv_curves: activations that a convolution takes in, so that nothing is rounded between them, of sigmoid, silu,
-            gelu, hardswish, hardsigmoid, tanh, elu, leaky_relu.
+        conv_curves: activations that a 2-d convolution takes in, so that nothing is rounded between them; of sigmoid,
+            silu, gelu, hardswish, hardsigmoid, tanh, elu, leaky_relu.
         linear_curves: the same of a linear layer.
-        opens_gates: SiLU and Hardswish are a gate and a product of integers, for a runtime that would compute them in
-            float; a model that was trained so runs in every other runtime as well.
+        opens_gates: SiLU and Hardswish are a gate and a product of integers, and hardsigmoid is a sum, for a runtime
+            that would compute them in float; a model that was trained so runs in every other runtime as well.
 
     Raises:
         ConfigError: for an unknown key, runtime or curve, a suffix that the runtime does not read, or weight bits
@@ -109,6 +109,8 @@ class Target:
             found.append(
                 f"weight_bits is {self.weight_bits} at most for {self.name}, {other.weight_bits} for {other.name}"
             )
+        if self.runtime == "torch":  # computes the graph as it is
+            return tuple(found)
         if other.sums_round_once and not self.sums_round_once:
             found.append(
                 f"{self.name} rounds a convolution before it is added to something, and {other.name} does not "
@@ -117,7 +119,8 @@ class Target:
         for key, what in TAKE_IN.items():
             more = [curve for curve in getattr(other, key) if curve not in getattr(self, key)]
             if more:
-                found.append(f"{self.name} rounds a {what} before {', '.join(more)}, and {other.name} does not ({key})")
+                some = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
+                found.append(f"{self.name} rounds a {what} before {some}, and {other.name} does not ({key})")
         return tuple(found)
 
 

@@ -12,6 +12,7 @@ from qat.convert import OPS, convert, folded
 from qat.errors import CalibrationError, NumericsError, PlacementError
 from qat.functional.folding import fold_bias, fold_factor
 from qat.layers import FakeQuantConv2d
+from qat.verify import output_step
 
 # Both models add the same integer products, but the fake-quant one adds them in float32 and applies BatchNorm after
 # the convolution. A sum that lies within that rounding of a tie may land on the next integer: a step, rarely.
@@ -356,3 +357,72 @@ def test_a_tensor_that_every_forward_makes_anew_is_stored_once(images, tmp_path)
     assert not calls(integer, torch.eye)
     artifact = qat.export(integer, tmp_path / "mixes.onnx")
     assert qat.verify(prepared, artifact, [images]).passed
+
+
+class Residual(nn.Module):
+    """Sums and curves, each behind a BatchNorm with statistics of its own."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(depth))
+        self.fc = nn.Linear(8, 10)
+        for norm in self.norms:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+
+    def forward(self, x):
+        x = F.silu(self.stem(x))
+        for i in range(0, len(self.convs), 2):
+            y = F.silu(self.norms[i](self.convs[i](x)))
+            x = torch.relu(x + self.norms[i + 1](self.convs[i + 1](y)))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w3a3_lsq"])
+def test_biases_are_rounded_where_a_sum_or_a_curve_is_taken_in(recipe):
+    """Folded into its convolution, a BatchNorm's bias is an integer: in what trains as in what is stored."""
+    torch.manual_seed(0)
+    model, x = Residual(8).eval(), torch.randn(16, 3, 16, 16)
+    prepared = qat.prepare(model, x[:2], recipe, "openvino")
+    qat.calibrate(prepared, [x])
+    prepared.eval()
+    assert {name for name, m in prepared.named_modules() if getattr(m, "output_quantizer", 0) is None} == {
+        f"norms.{i}" for i in range(8)
+    }
+    step = output_step(convert(prepared))
+    off = lambda: ((prepared(x) - convert(prepared)(x)).abs() > step / 2).float().mean()  # noqa: E731
+    assert off() <= SHARE_OF_FLIPS
+    for norm in prepared.norms:
+        norm.enabled = False
+    assert off() > 2 * SHARE_OF_FLIPS or recipe == "w8a8"  # without: what this test is for
+    qat.fake_quant(prepared, enabled=False)
+    torch.testing.assert_close(prepared(x), model(x), rtol=0, atol=0)
+    with qat.switches.as_deployed(prepared):
+        assert all(norm.enabled for norm in prepared.norms)
+    assert not any(norm.enabled for norm in prepared.norms)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm2d(8)])
+def test_a_layer_that_training_reads_in_front_of_its_curve(norm):
+    """Training quantizes it there, evaluation behind the curve: one of the quantizers is never seen in evaluation."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), norm(), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            y = self.norm(self.first(x))
+            z = self.second(F.silu(y))
+            return z + y if self.training else z
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 12, 12)
+    prepared = qat.prepare(Net().eval(), x[:2], "w8a8", "openvino")
+    qat.calibrate(prepared, [x])
+    prepared.train()(x).sum().backward()
+    prepared.eval()
+    integer = convert(prepared)
+    assert ((prepared(x) - integer(x)).abs() > output_step(integer) / 2).float().mean() <= SHARE_OF_FLIPS

@@ -79,6 +79,13 @@ def test_curves_are_taken_in_where_every_target_takes_them_in():
     assert both.sums_round_once
 
 
+def test_torch_computes_the_graph_of_any_target_that_has_its_grids():
+    torch = Target.parse("torch")
+    assert torch.differences(Target.parse("inductor")) == ()
+    assert torch.differences(Target.parse("openvino")) == ()
+    assert torch.differences(Target.parse("executorch")) != ()
+
+
 @pytest.mark.parametrize(
     ("curves", "message"),
     [

@@ -19,7 +19,7 @@ from qat.errors import PlacementError
 from qat.functional.ste import IDENTITY, RELU, Clamp
 from qat.layers import FakeQuantFunction, FakeQuantWeight, pruned
 from qat.layers.batchnorm import _FakeQuantBatchNorm
-from qat.placement.patterns import Role, narrowed, role_of, scale_factor, sixth_and_half, spatial_mean
+from qat.placement.patterns import Role, narrowed, role_of, scale_factor, spatial_mean, unclamped_hardsigmoid
 from qat.placement.prepare import require_finite
 from qat.placement.prepared import PreparedModel
 from qat.quantizers import FakeQuantize
@@ -67,9 +67,13 @@ class Converter:
         return integer
 
     def _check(self) -> None:
-        reached = {str(n.target) for n in self.source.nodes if n.op == "call_module"}
+        called, reached = (
+            {str(n.target) for graph in graphs for n in graph.nodes if n.op == "call_module"}
+            for graphs in (self.prepared.graphs.values(), [self.source])
+        )
         for name, module in self.modules.items():
-            if isinstance(module, FakeQuantize) and (name in reached or name.rpartition(".")[0] in reached):
+            inside = name not in called and name.rpartition(".")[0] in reached  # not called by the training graph alone
+            if isinstance(module, FakeQuantize) and (name in reached or inside):
                 module.require_calibrated(name)
         require_finite(self.prepared)
 
@@ -96,7 +100,7 @@ class Converter:
             case _ if role is Role.ARITHMETIC and (keep := spatial_mean(node)) is not None:
                 pooled = self.target.call(F.adaptive_avg_pool2d, self._read(node.all_input_nodes[0]), 1)
                 self.values[node] = pooled if keep else self.target.call(torch.flatten, pooled, 1)
-            case _ if node.target is sixth_and_half and isinstance(of := self._input(node), OnGrid):
+            case _ if node.target is unclamped_hardsigmoid and isinstance(of := self._input(node), OnGrid):
                 sixth = self.target.dequantize(replace(of, grid=of.grid.times(1 / 6)))
                 self.values[node] = self.target.call(torch.add, sixth, self._half(of.grid))
             case _ if role is Role.IDENTITY or node.target is narrowed:
@@ -127,13 +131,13 @@ class Converter:
         value = self.constants[node]
         if not isinstance(value, Tensor):
             return value
-        return self.target.buffer(str(node.target) if node.op == "get_attr" else f"constants.{node.name}", value)
+        return self.target.buffer(str(node.target) if node.op == "get_attr" else self.target.own(node.name), value)
 
     def _half(self, like: Grid) -> fx.Node:
         """The number 1/2 as a sum of integers reads it: one step, of that size."""
         grid = Grid(0.5, 0, like.qmin, like.qmax)
         return self.target.dequantize(
-            OnGrid(self.target.buffer("constants.hardsigmoid_half", torch.ones((), dtype=grid.dtype)), grid)
+            OnGrid(self.target.buffer(self.target.own("hardsigmoid_half"), torch.ones((), dtype=grid.dtype)), grid)
         )
 
     def _copy(self, node: fx.Node) -> fx.Node:
@@ -202,7 +206,7 @@ class Converter:
         else:
             layer = cast(FakeQuantWeight, self.modules[str(head.target)])
             value = weighted.layer(self.target, str(head.target), layer, norm, self._source(head))
-        if isinstance(norm, _FakeQuantBatchNorm):
+        if isinstance(norm, _FakeQuantBatchNorm) and norm.output_quantizer is not None:
             return self._quantized(value, norm.output_quantizer, norm.activation, node)
         return value
 

@@ -91,6 +91,13 @@ class IntegerGraph:
         model = fx.GraphModule(self.root, self.graph, class_name="IntegerModel").eval().requires_grad_(False)
         return model, tuple(self.sites[node] for node in self.graph.nodes if node in self.sites)
 
+    def own(self, name: str) -> str:
+        """A path for a constant that the fake-quant model has no name for."""
+        container = "constants"
+        while container in self._taken:
+            container += "_"
+        return f"{container}.{name}"
+
     def _free(self, path: str) -> str:
         """A path whose first part no attribute of a GraphModule bears, as `meta` and `graph` do."""
         first, dot, rest = path.partition(".")

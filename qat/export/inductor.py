@@ -48,7 +48,10 @@ def write_inductor(program: ExportedProgram, path: Path, about: Mapping[str, Any
 
 def _pack(compiled: Path, path: Path, metadata: str) -> None:
     """The package deflated, with what it says about itself: torch stores code and weights as they are."""
-    with zipfile.ZipFile(compiled) as package, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
+    with (
+        zipfile.ZipFile(compiled) as package,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed,
+    ):
         for name in package.namelist():
             packed.writestr(name, package.read(name))
         root = package.namelist()[0].partition("/")[0]

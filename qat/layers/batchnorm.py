@@ -27,18 +27,21 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Attributes:
         activation: the clamp between BatchNorm and quantizer.
-        output_quantizer: the tensor-wise quantizer of the result.
+        output_quantizer: the tensor-wise quantizer of the result; None where the result is not rounded, because what
+            follows runs in the same operator: the layer is here for `rounded_bias` alone then.
+        enabled: without a quantizer, whether the bias is rounded; `qat.fake_quant` switches it.
         regional: whether the fused function runs in compiled loops; see `qat.compile_regions`.
         synced: whether training normalises by the batches of all processes, as `nn.SyncBatchNorm`.
     """
 
     activation: Clamp
-    output_quantizer: FakeQuantize
+    output_quantizer: FakeQuantize | None
+    enabled = True
     regional = False
     synced = False
 
     @classmethod
-    def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize):
+    def from_float(cls, norm: nn.Module, activation: Clamp, output_quantizer: FakeQuantize | None):
         new = adopt(norm, cls)
         new.activation = activation
         new.output_quantizer = output_quantizer
@@ -73,7 +76,8 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
                 "batch out with drop_last=True, or choose a batch size that leaves no single example"
             )
         if not self._fuses():
-            return self.output_quantizer(self._normalized(x, input_scale, weight_scale, layer_bias), self.activation)
+            y = self._normalized(x, input_scale, weight_scale, layer_bias)
+            return y if self.output_quantizer is None else self.output_quantizer(y, self.activation)
         quantizer = cast(ObservedFakeQuantize, self.output_quantizer)
         learning = quantizer.learning
         spec = quantizer.spec
@@ -94,7 +98,8 @@ class _FakeQuantBatchNorm(nn.modules.batchnorm._BatchNorm):
         """BatchNorm alone, in front of a quantizer that is a module of its own: one with a trained range, say."""
         if self._joins():
             return synced_norm(x.float(), self._norm(self.bias)).to(x.dtype)
-        if self.training or not self.output_quantizer.enabled or not self._complete:
+        enabled = self.enabled if self.output_quantizer is None else self.output_quantizer.enabled
+        if self.training or not enabled or not self._complete:
             return super().forward(x)
         bias = self.rounded_bias(input_scale, weight_scale, layer_bias)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, bias, False, 0.0, self.eps)

@@ -66,7 +66,7 @@ def _operator(
     if tail and tail.clamp is not None and point is not None:
         parts.append(clamp_name(point))
     if tail and tail.curve is not None:
-        parts.append(kind_of(tail.curve, module_of(tail.curve, modules)))
+        parts.append(f"{kind_of(tail.curve, module_of(tail.curve, modules))} {sites.names[tail.curve]}")
     return PlannedOp(
         name=name,
         kind=kind_of(node, module),

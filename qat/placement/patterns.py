@@ -41,11 +41,16 @@ DROPS = ("StochasticDepth", "DropPath", "stochastic_depth", "drop_path")
 SUMS, PRODUCTS, QUOTIENTS = ("add", "iadd", "add_"), ("mul", "imul", "mul_"), ("truediv", "itruediv", "div", "div_")
 
 
-ACTIVATIONS: dict[type[nn.Module], str] = dict(
-    zip(
-        (nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.ELU, nn.LeakyReLU), CURVES, strict=True
-    )
-)
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Tanh: "tanh",
+    nn.ELU: "elu",
+    nn.LeakyReLU: "leaky_relu",
+}
 PURE = (Role.CLAMP, Role.ARITHMETIC, Role.MOVE)
 
 
@@ -54,8 +59,8 @@ def narrowed(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def sixth_and_half(x: torch.Tensor) -> torch.Tensor:
-    """`x / 6 + 1/2`: hardsigmoid without its clamp, which is that of the quantizer behind it."""
+def unclamped_hardsigmoid(x: torch.Tensor) -> torch.Tensor:
+    """`x / 6 + 1/2`: the clamp to [0, 1] is that of the quantizer behind it."""
     return x / 6 + 0.5
 
 
@@ -81,7 +86,7 @@ FUNCTIONS: dict[Any, Role] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), Role.ARITHMETIC),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), Role.SCALE),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), Role.ARITHMETIC),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, torch.stack, narrowed, sixth_and_half), Role.ARITHMETIC),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, torch.stack, narrowed, unclamped_hardsigmoid), Role.ARITHMETIC),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), Role.ARITHMETIC),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean), Role.ARITHMETIC),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), Role.ARITHMETIC),
@@ -173,14 +178,15 @@ def is_pure(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def curve_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
-    """Which of `CURVES` a node computes of a single tensor, by whatever spelling."""
+    """Which of `CURVES` a node computes of a single tensor: as torch's module, function or method."""
     if len(node.all_input_nodes) != 1 or not is_tensor(node):
         return None
     module = module_of(node, modules)
     if module is not None:
         return next((name for cls, name in ACTIVATIONS.items() if _computes_like(module, cls)), None)
-    name = function_name(node).rstrip("_") if node.op in ("call_function", "call_method") else ""
-    return name if name in CURVES else None
+    name = function_name(node)
+    own = node.op == "call_method" or any(getattr(m, name, None) is node.target for m in (torch, F))
+    return name.rstrip("_") if own and name.rstrip("_") in CURVES else None
 
 
 def function_name(node: fx.Node) -> str:

@@ -37,6 +37,7 @@ from qat.placement.sites import Sites, find_sites, name_nodes
 from qat.placement.synced import close_synced, open_synced
 from qat.placement.usable import usable
 from qat.recipe import QuantRecipe, numerics
+from qat.spec import Scheme
 from qat.target import Target
 
 PLACEMENTS = ("graph", "modules")
@@ -111,7 +112,8 @@ def prepare(
         root.train(graph is not captured.eval)
         propagate_shapes(root, graph, args, kwargs, shapes)
         if target.opens_gates:
-            open_gates(graph, modules, leaf_modules)
+            left_whole = [n for n, name in name_nodes(graph).items() if any(matching(p, [name]) for p in patterns)]
+            open_gates(graph, modules, leaf_modules, left_whole, clamps=grids.activation.scheme is Scheme.AFFINE)
     root.train(model.training)
     sites, left = _sites(graphs, modules, patterns, target)
     if recipe.wide_residuals and _narrow(graphs, modules, sites, recipe):

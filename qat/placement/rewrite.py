@@ -6,6 +6,7 @@ called behind it; layers that add a bias are told the scale s_x that its int32 w
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ from qat.placement.overrides import Choice, Choices
 from qat.placement.patterns import Role, argument, function_name, scale_factor, weight_of
 from qat.placement.prepared import device_of
 from qat.placement.shapes import EXAMPLES
-from qat.placement.sites import STAYS, Sites, writers
+from qat.placement.sites import STAYS, Sites, Tail, writers
 from qat.placement.units import Unit
 from qat.quantizers import FakeQuantize
 from qat.recipe import TensorRecipe
@@ -69,6 +70,7 @@ class Rewriter:
     ) -> None:
         self.root, self.modules, self.choices, self.graphs = root, modules, choices, graphs
         self.hosts = self._norms_that_host()
+        self.bare = self._norms_without_quantizer()
         self.units: list[Unit] = []
 
     def run(self) -> None:
@@ -79,6 +81,9 @@ class Rewriter:
                     self._swap_weighted(head, tail.norm, sites.names[head])
                 elif sites.roles[head] is Role.WEIGHTED:
                     self._swap_function(head, sites)
+            for norm in (tail.norm for tail in sites.tails.values() if tail.norm is not None):
+                if str(norm.target) in self.bare:
+                    self._swap_norm(str(norm.target), IDENTITY, None)
             erase = []
             hosts = {node: _host(node, clamp, sites) for node, clamp in sites.points.items()}  # of the graph as it is
             names = writers(sites)
@@ -107,6 +112,15 @@ class Rewriter:
                 clamp = quantized.get(nodes[0]) if len(nodes) == 1 else None
                 found.setdefault(target, set()).add(clamp)
         return {t: c for t, clamps in found.items() if len(clamps) == 1 for c in clamps if c is not None}
+
+    def _norms_without_quantizer(self) -> set[str]:
+        """BatchNorms whose result goes on inside the operator, into a sum or a curve: called once in every graph."""
+        found: list[set[str]] = []
+        for graph, sites in self.graphs:
+            calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+            inside = {str(t.norm.target) for t in sites.tails.values() if t.norm and _goes_on(t, sites)}
+            found.append({target for target in inside if calls[target] == 1})
+        return set.intersection(*found)
 
     def _place(
         self, graph: fx.Graph, sites: Sites, node: fx.Node, clamp: Clamp, host: fx.Node, writer: str
@@ -206,12 +220,12 @@ class Rewriter:
             norm.register_buffer("unit_scale", unit, persistent=False)
         return graph.create_node("get_attr", f"{head.target}.unit_scale")
 
-    def _swap_norm(self, name: str, clamp: Clamp, choice: Choice) -> None:
+    def _swap_norm(self, name: str, clamp: Clamp, choice: Choice | None) -> None:
         norm = self.modules[name]
         if not isinstance(norm, _FakeQuantBatchNorm):
             self._require_free(f"{name}.output_quantizer")
             swap = SWAPS[next(cls for cls in SWAPS if isinstance(norm, cls))]
-            self._replace(name, swap.from_float(norm, clamp, self._build(choice)))
+            self._replace(name, swap.from_float(norm, clamp, None if choice is None else self._build(choice)))
 
     def _note(self, operator: str, tensor: str, quantizer: str, size: int) -> None:
         """Write down a unit; a quantizer that is called twice is one."""
@@ -248,6 +262,11 @@ class Rewriter:
         parent, _, leaf = name.rpartition(".")
         if hasattr(self.root.get_submodule(parent), leaf):
             raise PlacementError(f"the model already has an attribute {name!r}; rename it, quantizers go by that name")
+
+
+def _goes_on(tail: Tail, sites: Sites) -> bool:
+    """Whether a BatchNorm is read by what its operator takes in, and not rounded."""
+    return tail.curve is not None or tail.norm in sites.unrounded
 
 
 def _host(node: fx.Node, clamp: Clamp, sites: Sites) -> fx.Node:

@@ -100,7 +100,7 @@ def find_sites(
         names: from `name_nodes`.
         excluded: names that stay in float.
         sums_round_once: leave a convolution in front of an addition without a quantizer.
-        conv_curves: names of curves that a convolution in front of them takes in, without a quantizer between them.
+        conv_curves: names of curves that a 2-d convolution in front of them takes in, without a quantizer between them.
         linear_curves: the same of a linear layer.
     """
     roles: dict[fx.Node, Role] = {n: Role.FLOAT if names[n] in excluded else role_of(n, modules) for n in graph.nodes}
@@ -115,9 +115,12 @@ def find_sites(
     if sums_round_once:
         sums = [n for n, role in roles.items() if role is Role.ARITHMETIC and function_name(n) in SUMS]
         sites.unrounded = {value for node in sums for value in _convolutions_into(node, sites)[:1]}
-    for node, name in [(n, curve_name(n, modules)) for n in graph.nodes if names[n] not in excluded]:
-        if name is not None and name in (linear_curves if _behind_linear(node, sites, modules) else conv_curves):
-            sites.curves.add(node)
+    for node in graph.nodes:
+        if names[node] not in excluded and (name := curve_name(node, modules)) is not None:
+            head = node.all_input_nodes[0]
+            head = head.all_input_nodes[0] if roles[head] is Role.NORM else head
+            if name in (linear_curves if _is_linear(head, modules) else conv_curves if _is_plane(head) else ()):
+                sites.curves.add(node)
     while True:
         before = len(sites.points)
         _pass(graph, modules, sites)
@@ -234,11 +237,13 @@ def _tail(head: fx.Node, role: Role, sites: Sites, modules: Mapping[str, nn.Modu
     return Tail(norm=norm, clamp=clamp, curve=curve)
 
 
-def _behind_linear(node: fx.Node, sites: Sites, modules: Mapping[str, nn.Module]) -> bool:
-    head = node.all_input_nodes[0]
-    if sites.roles[head] is Role.NORM:
-        head = head.all_input_nodes[0]
+def _is_linear(head: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return isinstance(module_of(head, modules), nn.Linear) or function_name(head) == "linear"
+
+
+def _is_plane(head: fx.Node) -> bool:
+    """Whether a value is `[N, C, H, W]`: not every runtime takes as much in for one dimension or three."""
+    return is_one(head) and is_tensor(head) and head.meta["val"].ndim == 4
 
 
 def _channels_first(head: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

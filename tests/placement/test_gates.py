@@ -44,8 +44,8 @@ def kinds(model: qat.PreparedModel) -> list[str]:
     [
         (Net(nn.SiLU(inplace=True)), "sigmoid"),
         (Net(function=F.silu), "sigmoid"),
-        (Net(nn.Hardswish()), "sixth_and_half"),
-        (Net(function=lambda x: F.hardswish(x, inplace=True)), "sixth_and_half"),
+        (Net(nn.Hardswish()), "unclamped_hardsigmoid"),
+        (Net(function=lambda x: F.hardswish(x, inplace=True)), "unclamped_hardsigmoid"),
     ],
 )
 def test_gate_and_product_are_quantized(model, gate):
@@ -89,10 +89,38 @@ def test_what_is_in_float_anyway_stays_whole():
     assert "SiLU" in kinds(prepared(Net(nn.SiLU()), leaf_modules=(nn.SiLU,)))
 
 
-def test_the_name_of_the_activation_excludes_both():
-    found = prepared(Net(nn.SiLU()), exclude=["act"])
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid()])
+def test_what_is_excluded_stays_whole(activation):
+    found = prepared(Net(activation), exclude=["act"])
     quantizers = [n for n, m in found.named_modules() if n.startswith("act.") and isinstance(m, FakeQuantize)]
-    assert quantizers == ["act.mul_quantizer"]  # what the convolution behind it reads
+    assert quantizers == ["act.output_quantizer"]  # what the convolution behind it reads
+    assert [(op.name, op.why) for op in found.plan.in_float] == [("act", "excluded by 'act'")]
+
+
+def test_a_grid_that_does_not_clamp_leaves_hardsigmoid_whole():
+    for activation, gate in ((nn.Hardswish(), "hardsigmoid"), (nn.Hardsigmoid(), "Hardsigmoid")):
+        model = qat.prepare(Net(activation).eval(), X[:2], "w8a8_symmetric")
+        assert gate in kinds(model)
+        assert "unclamped_hardsigmoid" not in kinds(model)
+
+
+def test_the_plan_names_hardsigmoid():
+    line = next(op for op in prepared(Net(nn.Hardsigmoid())).plan.ops if op.name == "act.hardsigmoid")
+    assert (line.integer, line.kind, line.fused) == (True, "unclamped_hardsigmoid", ("hardtanh[0,1]",))
+
+
+def test_a_model_with_constants_of_its_own():
+    class Constants(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.Hardswish())
+            self.register_buffer("constants", torch.rand(4, 1, 1))
+
+        def forward(self, x):
+            return super().forward(x) + self.constants
+
+    model = prepared(Constants())
+    qat.calibrate(model, [X])
+    torch.testing.assert_close(qat.convert(model)(X), model(X), rtol=0, atol=ROUNDED_ONCE_MORE)
 
 
 def test_gradients_are_those_of_the_whole():

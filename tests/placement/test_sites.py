@@ -102,6 +102,16 @@ def test_a_curve_behind_a_layer_where_the_target_rounds_once(function, twice, on
     assert list(points(function, curves=True)) == ["x", *once]
 
 
+def test_convolutions_of_one_dimension_take_no_curve_in():
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.SiLU())
+    x = torch.zeros(2, 4, 8)
+    graph = capture(model, (x,), {}).eval
+    propagate_shapes(model, graph, (x,), {})
+    names = name_nodes(graph)
+    sites = find_sites(graph, dict(model.named_modules()), names, {}, conv_curves=CURVES)
+    assert [sites.names[node] for node in sites.points] == ["input", "0"]
+
+
 def test_a_curve_that_is_excluded_is_not_taken_in():
     function = lambda m, x: F.silu(m.conv(x))  # noqa: E731
     for excluded in ("silu", "conv"):
