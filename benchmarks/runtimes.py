@@ -55,10 +55,15 @@ def pictures(count: int, size: int, seed: int) -> Tensor:
 
 
 def with_statistics(model: nn.Module, x: Tensor) -> nn.Module:
-    """The model in evaluation mode, its BatchNorms with the statistics of `x`; a head of zeros (ViT) gets weights."""
+    """The model in evaluation mode, its BatchNorms with the statistics of `x`.
+
+    ViT's head and class token are zeros before training, which would leave no logits, or nothing but errors in them.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(token := getattr(module, "class_token", None), nn.Parameter):
+            nn.init.normal_(token)
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
